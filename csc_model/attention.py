@@ -1,0 +1,70 @@
+"""Cross-attention over the conditions of an episode, and pooling over time."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConditionAttention(nn.Module):
+    """Aggregate one speaker's embeddings over interfering conditions into a global vector.
+
+    The query is the embedding under one condition, keys and values those under all conditions that
+    the mask allows (CSC abstract, part 2; heads, residual and norm are reconstruction).
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, embedding: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Return global vectors `(batch, condition, dim)` for embeddings of that shape.
+
+        `allowed` `(batch, condition, condition)` says which condition (last axis) each query may
+        attend to; each needs at least one. None allows all.
+        """
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            split(self.query(embedding)),
+            split(self.key(embedding)),
+            split(self.value(embedding)),
+            attn_mask=None if allowed is None else allowed.unsqueeze(1),
+        )
+        return self.norm(embedding + self.out(mixed.transpose(1, 2).flatten(-2)))
+
+
+def draw_allowed(batch: int, conditions: int, generator: torch.Generator) -> Tensor:
+    """Draw attention masks `(batch, condition, condition)`, so that one condition alone works too.
+
+    A third of the episodes sees only itself, a third all conditions, a third only the others:
+    without the first a single test mixture is never practised, without the last copying oneself
+    is enough.
+    """
+    kind = torch.randint(3, (batch, 1, 1), generator=generator)
+    itself = torch.eye(conditions, dtype=torch.bool).expand(batch, -1, -1)
+    if conditions == 1:
+        return itself.clone()
+    return torch.where(kind == 0, itself, (kind == 1) | ~itself)
+
+
+class AttentiveStatistics(nn.Module):
+    """Attentive mean and standard deviation over time (Okabe et al., 2018)."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Sequential(
+            nn.Conv1d(channels, channels, 1), nn.Tanh(), nn.Conv1d(channels, channels, 1)
+        )
+        self.project = nn.Linear(2 * channels, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool `(batch, channel, frame)` into `(batch, dim)`."""
+        weight = self.score(x).softmax(-1)
+        mean = (weight * x).sum(-1)
+        variance = (weight * x.square()).sum(-1) - mean.square()
+        return self.project(torch.cat([mean, variance.clamp_min(1e-6).sqrt()], -1))

@@ -1,0 +1,46 @@
+"""The sizes of the model, as a frozen strict record that travels with the weights."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MODEL_VERSION = 1
+VARIANT = "reconstructed-v1"
+
+
+class ModelConfig(BaseModel):
+    """Sizes of a CSC model. The defaults are those of a small GALR on a learned encoder."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    sample_rate_hz: int = Field(16_000, ge=8_000, le=48_000)
+    num_slots: int = Field(2, ge=1, le=4)
+    frontend: Literal["conv", "stft"] = "conv"
+    window: int = Field(16, ge=2, description="samples a frame spans: kernel or FFT size")
+    hop: int = Field(8, ge=1, description="samples from one frame to the next")
+    num_bins: int = Field(64, ge=1, description="filters of the conv front end; stft has its own")
+    channels: int = Field(64, ge=4)
+    trunk: Literal["galr", "tcn"] = "galr"
+    hidden: int = Field(128, ge=4, description="LSTM cells (galr) or inner channels (tcn)")
+    shared_blocks: int = Field(4, ge=1)
+    separation_blocks: int = Field(2, ge=0)
+    speaker_blocks: int = Field(2, ge=0)
+    segment: int = Field(64, ge=2, description="frames of a GALR segment")
+    queries: int = Field(8, ge=1, description="positions a GALR segment is compressed to")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    attention_heads: int = Field(4, ge=1)
+    embedding_dim: int = Field(128, ge=4)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.hop > self.window:
+            raise ValueError(f"hop {self.hop} leaves gaps: it must not exceed window {self.window}")
+        if self.segment % 2:
+            raise ValueError(f"segment {self.segment} must be even: segments overlap by one half")
+        for name in ("channels", "embedding_dim"):
+            if getattr(self, name) % self.attention_heads:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not a multiple of "
+                    f"attention_heads {self.attention_heads}"
+                )
+        return self

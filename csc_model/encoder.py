@@ -1,0 +1,95 @@
+"""Front ends: a waveform becomes a carrier that masks weigh, and back.
+
+`conv` is the learned encoder of the separation literature (a 1-D convolution with ReLU and its
+transpose); `stft` is the fixed one, much cheaper per second of audio, that lets a small model
+learn on a laptop.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csc_model.config import ModelConfig
+
+
+class FrontEnd(Protocol):
+    """What the model asks of a front end."""
+
+    num_bins: int
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Turn `(batch, time)` into a carrier `(batch, bin, frame)`, real or complex."""
+
+    def decode(self, carrier: Tensor, num_samples: int) -> Tensor:
+        """Turn carriers `(batch, bin, frame)` into `(batch, num_samples)`."""
+
+    def features(self, magnitude: Tensor) -> Tensor:
+        """Compress carrier magnitudes `(..., bin, frame)` for the network to read."""
+
+    def squash(self, logits: Tensor) -> Tensor:
+        """Turn mask logits `(batch, slot, bin, frame)` into non-negative masks."""
+
+
+class ConvFrontEnd(nn.Module):
+    """Learned analysis and synthesis filters; masks are rectified, as in TasNet."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_bins, self.window, self.hop = config.num_bins, config.window, config.hop
+        self.analysis = nn.Conv1d(1, self.num_bins, self.window, self.hop, bias=False)
+        self.synthesis = nn.ConvTranspose1d(self.num_bins, 1, self.window, self.hop, bias=False)
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        beyond = max(waveform.shape[-1] - self.window, 0)
+        missing = self.window + -(-beyond // self.hop) * self.hop - waveform.shape[-1]
+        return F.relu(self.analysis(F.pad(waveform, (0, missing)).unsqueeze(1)))
+
+    def decode(self, carrier: Tensor, num_samples: int) -> Tensor:
+        return self.synthesis(carrier)[:, 0, :num_samples]
+
+    def features(self, magnitude: Tensor) -> Tensor:
+        return magnitude
+
+    def squash(self, logits: Tensor) -> Tensor:
+        return F.relu(logits)
+
+
+class StftFrontEnd(nn.Module):
+    """Short-time Fourier transform; masks weigh magnitudes and keep the mixture's phase."""
+
+    hann: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.window, self.hop = config.window, config.hop
+        self.num_bins = config.window // 2 + 1
+        self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        missing = max(self.window - waveform.shape[-1], 0)
+        return torch.stft(
+            F.pad(waveform, (0, missing)),
+            self.window,
+            self.hop,
+            window=self.hann,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+
+    def decode(self, carrier: Tensor, num_samples: int) -> Tensor:
+        waveform = torch.istft(carrier, self.window, self.hop, window=self.hann, center=True)
+        return F.pad(waveform, (0, num_samples - waveform.shape[-1]))
+
+    def features(self, magnitude: Tensor) -> Tensor:
+        return torch.log(magnitude + 1e-2)
+
+    def squash(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits)
+
+
+def build_frontend(config: ModelConfig) -> ConvFrontEnd | StftFrontEnd:
+    """Return the front end that `config.frontend` names."""
+    return {"conv": ConvFrontEnd, "stft": StftFrontEnd}[config.frontend](config)

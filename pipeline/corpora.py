@@ -1,0 +1,136 @@
+"""Corpora: which files there are, and whose voice is in them."""
+
+import csv
+import io
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.schema import SPLITS, CscError, Strict, speaker_id
+from pipeline.speech import SpeechConfig
+from pipeline.splits import SplitConfig, split_of
+from pipeline.storage import Folder
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".sph")
+SAMPLE_PREFIX = "sample:"
+
+
+class CorpusConfig(Strict):
+    """Where a corpus lies and how it is laid out.
+
+    Without a manifest, the first folder below the root names the speaker of all audio inside it.
+    A manifest is a CSV beside the audio with the columns `path` and `speaker`, and optionally
+    `session`, `split` and `gender`.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    root: str = Field(description="folder, s3:// address, or sample:NAME for the shipped sample")
+    kind: Literal["speech", "noise"] = "speech"
+    manifest: str | None = None
+    licence: str = "unstated"
+
+
+class IngestConfig(Strict):
+    """What to read, and what to keep of it."""
+
+    corpora: list[CorpusConfig] = Field(min_length=1)
+    speech: SpeechConfig = SpeechConfig()
+    splits: SplitConfig = SplitConfig()
+    source_mb_per_shard: float = Field(
+        32.0, gt=0, description="encoded audio that one task reads and turns into one shard"
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [corpus.name for corpus in self.corpora]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"corpora of one name: {', '.join(sorted(twice))}; rename one")
+        return self
+
+
+class AudioFile(NamedTuple):
+    """A file of a corpus with what is known of it before it is opened."""
+
+    corpus: str
+    path: str
+    num_bytes: int
+    kind: str
+    speaker_id: str
+    session_id: str
+    split: str
+    gender: str
+
+
+def corpus_folder(corpus: CorpusConfig) -> Folder:
+    """Return the folder of a corpus; `sample:NAME` is part of this package."""
+    if corpus.root.startswith(SAMPLE_PREFIX):
+        name = corpus.root.removeprefix(SAMPLE_PREFIX)
+        return Folder.at(str(resources.files("pipeline") / "sample")).child(name)
+    return Folder.at(corpus.root)
+
+
+def list_corpus(corpus: CorpusConfig, splits: SplitConfig) -> list[AudioFile]:
+    """List the audio of a corpus, sorted by path, from one listing and at most one manifest.
+
+    Raises:
+        CscError: the folder is missing or empty, or the manifest names what is not there.
+    """
+    folder = corpus_folder(corpus)
+    sizes = {file.name: file.num_bytes for file in folder.list()}
+    if corpus.manifest is None:
+        rows = [_row_of_path(name) for name in sizes if name.lower().endswith(AUDIO_SUFFIXES)]
+    else:
+        rows = _manifest_rows(folder, corpus.manifest)
+    if not rows:
+        raise CscError(
+            f"corpus {corpus.name!r}: no audio in {folder.uri}; it should hold "
+            f"SPEAKER/FILE with one of {' '.join(AUDIO_SUFFIXES)}, or a manifest (see the README)"
+        )
+    missing = next((row["path"] for row in rows if row["path"] not in sizes), None)
+    if missing is not None:
+        folder.path(missing)  # a name that leads outside is refused as such
+        raise CscError(f"corpus {corpus.name!r}: {missing} of its manifest is not in {folder.uri}")
+    files = [_audio_file(corpus, row, sizes[row["path"]], splits) for row in rows]
+    return sorted(files, key=lambda file: file.path)
+
+
+def _row_of_path(path: str) -> dict[str, str]:
+    parts = PurePosixPath(path).parts
+    return {"path": path, "speaker": parts[0] if len(parts) > 1 else PurePosixPath(path).stem}
+
+
+def _manifest_rows(folder: Folder, name: str) -> list[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(folder.read(name).decode("utf-8-sig")))
+    rows = list(reader)
+    lacking = {"path", "speaker"} - set(reader.fieldnames or ())
+    if lacking:
+        raise CscError(f"{folder.path(name)}: no column {', '.join(sorted(lacking))}; add it")
+    paths = {row["path"] for row in rows}
+    if "" in paths or len(paths) < len(rows):
+        raise CscError(f"{folder.path(name)}: a path is empty or stands twice; correct it")
+    return rows
+
+
+def _audio_file(
+    corpus: CorpusConfig, row: dict[str, str], num_bytes: int, splits: SplitConfig
+) -> AudioFile:
+    path, speaker = row["path"], speaker_id(corpus.name, row["speaker"])
+    session = row.get("session") or PurePosixPath(path).with_suffix("").as_posix()
+    split = row.get("split") or split_of(speaker, splits)
+    if split not in SPLITS:
+        raise CscError(
+            f"corpus {corpus.name!r}: {path} is in split {split!r}; use one of {', '.join(SPLITS)}"
+        )
+    return AudioFile(
+        corpus.name,
+        path,
+        num_bytes,
+        corpus.kind,
+        speaker,
+        f"{speaker}/{session}",
+        split,
+        row.get("gender") or "",
+    )

@@ -1,0 +1,112 @@
+"""The data contract: Arrow schemas, ids, versions. Every other module of the pipeline reads it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+SAMPLE_RATE_HZ = 16_000
+STORE_VERSION = 1
+DATASET_VERSION = 1
+SPLITS = ("train", "valid", "test")
+
+OnProgress = Callable[[int, int], None]
+"""Called with (done, total) as a stage advances."""
+
+
+class CscError(Exception):
+    """Something the user can act on. The message names the place, the reason and what to do."""
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses unknown keys and wrong types."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+UTTERANCE = pa.schema(
+    [
+        ("utterance_id", pa.string()),  # content hash of the decoded segment
+        ("speaker_id", pa.string()),  # "<corpus>/<speaker>"; for noise, the recording
+        ("session_id", pa.string()),  # recording or chapter
+        ("kind", pa.string()),  # speech | noise
+        ("label_kind", pa.string()),  # given | pseudo
+        ("split", pa.string()),
+        ("gender", pa.string()),
+        ("corpus", pa.string()),
+        ("path", pa.string()),  # within the corpus root
+        ("file_sha256", pa.string()),
+        ("start_sample", pa.int64()),  # within the file, at SAMPLE_RATE_HZ
+        ("num_samples", pa.int64()),
+        ("level_dbfs", pa.float32()),  # of active frames
+        ("snr_db", pa.float32()),
+        ("clipped_share", pa.float32()),
+        ("bandwidth_hz", pa.float32()),
+    ]
+)
+STORED_UTTERANCE = UTTERANCE.append(pa.field("pcm", pa.large_binary()))
+"""A row of the utterance store; `pcm` is mono int16 at SAMPLE_RATE_HZ, little endian."""
+
+CATALOGUE = UTTERANCE.append(pa.field("shard", pa.int32())).append(pa.field("row", pa.int32()))
+"""The store without its audio, and where the audio lies: what recipes are drawn from."""
+
+REJECT = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("path", pa.string()),
+        ("start_sample", pa.int64()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+SOURCE = pa.struct(
+    [
+        ("condition", pa.int32()),
+        ("slot", pa.int32()),  # 0 target, 1.. interferers, last noise
+        ("utterance_id", pa.string()),
+        ("speaker_id", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("offset", pa.int64()),  # first sample taken from the utterance
+        ("num_samples", pa.int32()),
+        ("onset", pa.int32()),  # where it begins within the mixture
+        ("gain_db", pa.float32()),
+    ]
+)
+CONDITION = pa.struct([("sir_db", pa.float32()), ("snr_db", pa.float32())])
+RECIPE = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("anchor", pa.string()),
+        ("conditions", pa.list_(CONDITION)),
+        ("sources", pa.list_(SOURCE)),
+    ]
+)
+EPISODE = RECIPE.append(pa.field("pcm", pa.large_binary()))
+"""A recipe with its dry sources: int16, each in its place on the mixture's time line."""
+
+
+def speaker_id(corpus: str, speaker: str) -> str:
+    """Return the id of a speaker, unique over all corpora."""
+    return f"{corpus}/{speaker}"
+
+
+def content_id(pcm: bytes) -> str:
+    """Return the id of decoded audio: 128 bits of BLAKE2b, the same under any file name."""
+    return hashlib.blake2b(pcm, digest_size=16).hexdigest()
+
+
+def config_hash(value: Any) -> str:
+    """Return a short hash of anything JSON can hold, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def stable_fraction(key: str) -> float:
+    """Map a string to [0, 1), evenly and for ever the same."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64

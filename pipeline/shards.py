@@ -1,0 +1,88 @@
+"""Parquet shards: the same bytes for the same rows, row groups that can be read alone."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.audio import Pcm
+from pipeline.schema import CATALOGUE, CscError
+from pipeline.storage import Folder
+
+INDEX = "index.json"
+CATALOGUE_FILE = "utterances.parquet"
+
+
+def encode(table: pa.Table, rows_per_group: int) -> bytes:
+    """Serialise a shard. Audio stays uncompressed: noise-like samples gain little and cost time."""
+    sink = pa.BufferOutputStream()
+    others = [name for name in table.column_names if name != "pcm"]
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=rows_per_group,
+        compression={name: "zstd" for name in _leaves(table.select(others).schema)},
+        use_dictionary=_leaves(table.select(others).schema),
+        write_statistics=False,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [columns.column(i).path for i in range(len(columns))]
+
+
+def open_shard(folder: Folder, name: str) -> pq.ParquetFile:
+    """Open a shard for reading by row groups.
+
+    Raises:
+        CscError: naming the shard, when it is missing or is not whole.
+    """
+    try:
+        return pq.ParquetFile(folder.open_input(name))
+    except pa.ArrowInvalid as error:
+        raise damaged(folder, name) from error
+
+
+def damaged(folder: Folder, name: str) -> CscError:
+    """Return the error that names a damaged shard and says what to do."""
+    return CscError(
+        f"{folder.path(name)} is damaged: remove it and run the stage again; "
+        "only what is missing is redone"
+    )
+
+
+def read_catalogue(store: Folder, shards: Iterable[int] | None = None) -> pa.Table:
+    """Read the table of utterances of a finished store without audio, or that of some shards."""
+    with store.open_input(CATALOGUE_FILE) as file:
+        table = pq.read_table(file, schema=CATALOGUE)
+    if shards is None:
+        return table
+    return table.filter(pc.is_in(table["shard"], pa.array(list(shards), pa.int32())))
+
+
+def store_shard_name(shard: int) -> str:
+    return f"shard-{shard:05d}.parquet"
+
+
+def read_pcm(store: Folder, wanted: Mapping[int, Iterable[int]]) -> dict[tuple[int, int], Pcm]:
+    """Read utterances by (shard, row), touching only the row groups that hold them."""
+    found: dict[tuple[int, int], Pcm] = {}
+    for shard, rows in sorted(wanted.items()):
+        needed, start = set(rows), 0
+        file = open_shard(store, store_shard_name(shard))
+        for group in range(file.num_row_groups):
+            inside = range(start, start + file.metadata.row_group(group).num_rows)
+            start = inside.stop
+            here = [row for row in inside if row in needed]
+            if here:
+                column = file.read_row_group(group, columns=["pcm"])["pcm"].combine_chunks()
+                for row in here:
+                    data = column[row - inside.start].as_buffer()
+                    found[shard, row] = np.frombuffer(data, "<i2")
+    return found
