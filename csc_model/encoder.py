@@ -5,7 +5,7 @@ transpose); `stft` is the fixed one, much cheaper per second of audio, that lets
 learn on a laptop.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +14,29 @@ from torch import Tensor, nn
 from csc_model.config import ModelConfig
 
 
-class FrontEnd(Protocol):
+class FrontEnd(nn.Module, ABC):
     """What the model asks of a front end."""
 
     num_bins: int
 
+    @abstractmethod
     def encode(self, waveform: Tensor) -> Tensor:
         """Turn `(batch, time)` into a carrier `(batch, bin, frame)`, real or complex."""
 
+    @abstractmethod
     def decode(self, carrier: Tensor, num_samples: int) -> Tensor:
         """Turn carriers `(batch, bin, frame)` into `(batch, num_samples)`."""
 
+    @abstractmethod
     def features(self, magnitude: Tensor) -> Tensor:
         """Compress carrier magnitudes `(..., bin, frame)` for the network to read."""
 
+    @abstractmethod
     def squash(self, logits: Tensor) -> Tensor:
         """Turn mask logits `(batch, slot, bin, frame)` into non-negative masks."""
 
 
-class ConvFrontEnd(nn.Module):
+class ConvFrontEnd(FrontEnd):
     """Learned analysis and synthesis filters; masks are rectified, as in TasNet."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -56,7 +60,7 @@ class ConvFrontEnd(nn.Module):
         return F.relu(logits)
 
 
-class StftFrontEnd(nn.Module):
+class StftFrontEnd(FrontEnd):
     """Short-time Fourier transform; masks weigh magnitudes and keep the mixture's phase."""
 
     hann: Tensor
@@ -90,6 +94,6 @@ class StftFrontEnd(nn.Module):
         return torch.sigmoid(logits)
 
 
-def build_frontend(config: ModelConfig) -> ConvFrontEnd | StftFrontEnd:
+def build_frontend(config: ModelConfig) -> FrontEnd:
     """Return the front end that `config.frontend` names."""
-    return {"conv": ConvFrontEnd, "stft": StftFrontEnd}[config.frontend](config)
+    return StftFrontEnd(config) if config.frontend == "stft" else ConvFrontEnd(config)

@@ -41,8 +41,8 @@ def error_rates(score: Floats, target: NDArray[np.bool_]) -> tuple[Floats, Float
     if target.all() or not target.any():
         raise ValueError("error rates need target and non-target trials")
     order, ends = _thresholds(score)
-    miss, false_alarm = _curves(target[order].astype(np.float64), (~target)[order] * 1.0, ends)
-    return miss, false_alarm
+    targets = target[order].astype(np.float64)
+    return _curves(targets, 1 - targets, ends)
 
 
 def _thresholds(score: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -109,15 +109,15 @@ def eer_replicates(trials: Trials, counts: NDArray[np.int64]) -> Floats:
     return np.concatenate(rates)
 
 
-def eer_interval(trials: Trials, counts: NDArray[np.int64]) -> Interval:
-    """Return the EER with its 95 % bootstrap interval over speakers."""
-    low, high = np.percentile(eer_replicates(trials, counts), [2.5, 97.5])
-    return Interval(eer(trials.score, trials.target), float(low), float(high))
-
-
-def eer_difference(ours: Trials, theirs: Trials, counts: NDArray[np.int64]) -> Interval:
-    """Return EER of ours minus theirs on the same trials, with its paired 95 % interval."""
-    value = eer(ours.score, ours.target) - eer(theirs.score, theirs.target)
-    difference = eer_replicates(ours, counts) - eer_replicates(theirs, counts)
-    low, high = np.percentile(difference, [2.5, 97.5])
+def interval(value: float, replicates: Floats) -> Interval:
+    """Return a value with the central 95 % of its bootstrap replicates."""
+    low, high = np.percentile(replicates, [2.5, 97.5])
     return Interval(value, float(low), float(high))
+
+
+def eer_threshold(score: Floats, target: NDArray[np.bool_]) -> float:
+    """Return the score at which misses first outnumber false alarms: where to decide at the EER."""
+    miss, false_alarm = error_rates(score, target)
+    distinct = np.unique(score)
+    place = int(np.argmax(miss >= false_alarm))
+    return float(distinct[min(place, len(distinct) - 1)])

@@ -25,6 +25,14 @@ class Output(NamedTuple):
     activity: Tensor  # (batch, slot + 1), share of the energy that a slot holds
 
 
+class _Heard(NamedTuple):
+    level: Tensor  # (batch, 1), root mean square that the input was divided by
+    carrier: Tensor  # (batch, bin, frame)
+    masks: Tensor  # (batch, slot, bin, frame)
+    embeddings: Tensor
+    activity: Tensor
+
+
 class CSC(nn.Module):
     """Contrastive separative coding, reconstructed (arXiv 2103.00816; variant in `config.py`).
 
@@ -49,6 +57,12 @@ class CSC(nn.Module):
 
     def forward(self, waveform: Tensor) -> Output:
         """Separate and embed mixtures `(batch, time)`; any level, any length."""
+        heard = self._listen(waveform)
+        sources = self._decode(heard.carrier, heard.masks, waveform.shape[-1])
+        return Output(sources * heard.level.unsqueeze(1), heard.embeddings, heard.activity)
+
+    def _listen(self, waveform: Tensor) -> "_Heard":
+        """Do all but return to waveforms, which embedding does not need."""
         level = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-5)
         carrier = self.frontend.encode(waveform / level)
         magnitude = carrier.abs()
@@ -59,17 +73,16 @@ class CSC(nn.Module):
         masks = self.frontend.squash(
             self.mask(separated).unflatten(1, (self.config.num_slots, self.frontend.num_bins))
         )
-        sources = self._decode(carrier, masks, waveform.shape[-1]) * level.unsqueeze(1)
-        embeddings = self._embed_views(magnitude, masks, self.trunk.join(shared, num_frames))
-        return Output(sources, embeddings, _activity(sources))
+        views = magnitude.unsqueeze(1) * torch.cat([masks, torch.ones_like(masks[:, :1])], 1)
+        embeddings = self._embed_views(views, self.trunk.join(shared, num_frames))
+        return _Heard(level, carrier, masks, embeddings, _activity(views.detach()))
 
     def _decode(self, carrier: Tensor, masks: Tensor, num_samples: int) -> Tensor:
         slots = _weigh(carrier.unsqueeze(1), masks).flatten(0, 1)
         return self.frontend.decode(slots, num_samples).unflatten(0, (-1, self.config.num_slots))
 
-    def _embed_views(self, magnitude: Tensor, masks: Tensor, shared: Tensor) -> Tensor:
-        whole = torch.ones_like(masks[:, :1])
-        views = magnitude.unsqueeze(1) * torch.cat([masks, whole], 1)
+    def _embed_views(self, views: Tensor, shared: Tensor) -> Tensor:
+        """Embed magnitudes `(batch, view, bin, frame)`, each view beside the shared features."""
         num_views = views.shape[1]
         x = self.view(self.frontend.features(views.flatten(0, 1)))
         x = x + shared.repeat_interleave(num_views, 0)
@@ -83,13 +96,13 @@ class CSC(nn.Module):
         Shapes `(slot + 1, dim)` and `(slot + 1,)`, with a batch axis in front where one was given.
         Each view attends to itself alone: one recording is all that a user has at test time.
         """
-        output = self(torch.atleast_2d(waveform))
-        vectors = self.attention(output.embeddings.flatten(0, 1).unsqueeze(1))
+        heard = self._listen(torch.atleast_2d(waveform))
+        vectors = self.attention(heard.embeddings.flatten(0, 1).unsqueeze(1))
         vectors = nn.functional.normalize(vectors.squeeze(1), dim=-1)
-        vectors = vectors.unflatten(0, output.embeddings.shape[:2])
+        vectors = vectors.unflatten(0, heard.embeddings.shape[:2])
         if waveform.ndim == 1:
-            return vectors[0], output.activity[0]
-        return vectors, output.activity
+            return vectors[0], heard.activity[0]
+        return vectors, heard.activity
 
     @torch.inference_mode()
     def separate(self, waveform: Tensor) -> Tensor:
@@ -128,7 +141,8 @@ def _weigh(carrier: Tensor, masks: Tensor) -> Tensor:
     return torch.complex(carrier.real * masks, carrier.imag * masks)
 
 
-def _activity(sources: Tensor) -> Tensor:
-    energy = sources.square().sum(-1)
+def _activity(views: Tensor) -> Tensor:
+    """Return each slot's share of the slots' energy; 1 for the unseparated view, the last."""
+    energy = views[:, :-1].square().sum((-1, -2))
     share = energy / energy.sum(-1, keepdim=True).clamp_min(1e-12)
     return torch.cat([share, torch.ones_like(share[:, :1])], 1)

@@ -93,7 +93,7 @@ class GlobalLayer(nn.Module):
 class GalrBlock(nn.Module):
     """One globally attentive, locally recurrent block on `(batch, channel, length, segment)`."""
 
-    def __init__(self, config: ModelConfig, depth: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.local = LocalLayer(config)
         self.globally = GlobalLayer(config)
@@ -129,8 +129,9 @@ class Trunk(nn.Module):
 
     def stack(self, num_blocks: int) -> nn.Sequential:
         """Return `num_blocks` further blocks of this trunk's kind."""
-        block = {"galr": GalrBlock, "tcn": TcnBlock}[self.config.trunk]
-        return nn.Sequential(*(block(self.config, depth) for depth in range(num_blocks)))
+        if self.config.trunk == "galr":
+            return nn.Sequential(*(GalrBlock(self.config) for _ in range(num_blocks)))
+        return nn.Sequential(*(TcnBlock(self.config, depth) for depth in range(num_blocks)))
 
     def split(self, frames: Tensor) -> Tensor:
         """Lay frames `(batch, channel, frame)` out as the blocks expect them."""

@@ -21,29 +21,31 @@ from pipeline.mixing import (
     stream_key,
     window,
 )
-from pipeline.schema import DATASET_VERSION, EPISODE, OnProgress, config_hash
+from pipeline.schema import DATASET_VERSION, EPISODE, Runner, Task, config_hash
 from pipeline.shards import INDEX, encode, read_catalogue, read_pcm
 from pipeline.storage import Folder, commit_shard, committed_shards
-from pipeline.tasks import Task, run_tasks
 
 BUILT_SPLITS = ("train", "valid")
 
 
-def build(
-    store: Folder, datasets: Folder, config: BuildConfig, seed: int, on_progress: OnProgress
-) -> tuple[Folder, Any]:
-    """Build the dataset of mixtures below `datasets` and return its folder and index.
+def dataset_id(store: Any, config: BuildConfig, seed: int) -> str:
+    """Return the name of the dataset that this configuration makes of a store, given its index."""
+    return config_hash([DATASET_VERSION, store["id"], config.model_dump(), seed])
+
+
+def build(dataset: Folder, store: Folder, config: BuildConfig, seed: int, run: Runner) -> Any:
+    """Build mixtures into a dataset named by `dataset_id` and return its index.
+
+    A finished dataset is returned as it is, an unfinished one is completed.
 
     Raises:
         CscError: the store has too few speakers, utterances or noises for what is asked.
     """
-    name = config_hash([DATASET_VERSION, store.read_json(INDEX)["id"], config.model_dump(), seed])
-    dataset = datasets.child(name)
     if dataset.exists(INDEX):
-        return dataset, dataset.read_json(INDEX)
+        return dataset.read_json(INDEX)
+    name = dataset_id(store.read_json(INDEX), config, seed)
     catalogue = read_catalogue(store)
     done = committed_shards(dataset, name)
-    plan = plan_shards(catalogue, config, seed)
     common = {
         "store": store.uri,
         "dataset": dataset.uri,
@@ -51,8 +53,9 @@ def build(
         "mixing": config.mixing.model_dump(),
         "episodes_per_group": config.episodes_per_group,
     }
-    run_tasks([common | task for task in plan if task["name"] not in done], build_shard, on_progress)
-    return dataset, _finish(dataset, name, store, config, seed, catalogue)
+    plan = plan_shards(catalogue, config, seed)
+    run([common | task for task in plan if task["name"] not in done], build_shard)
+    return _finish(dataset, name, store, config, seed, catalogue)
 
 
 def plan_shards(catalogue: pa.Table, config: BuildConfig, seed: int) -> list[dict[str, Any]]:

@@ -2,8 +2,7 @@
 
 import csv
 import io
-from importlib import resources
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +14,7 @@ from pipeline.storage import Folder
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".sph")
 SAMPLE_PREFIX = "sample:"
+SAMPLE = Path(__file__).parent / "sample"
 
 
 class CorpusConfig(Strict):
@@ -68,7 +68,7 @@ def corpus_folder(corpus: CorpusConfig) -> Folder:
     """Return the folder of a corpus; `sample:NAME` is part of this package."""
     if corpus.root.startswith(SAMPLE_PREFIX):
         name = corpus.root.removeprefix(SAMPLE_PREFIX)
-        return Folder.at(str(resources.files("pipeline") / "sample")).child(name)
+        return Folder.at(SAMPLE).child(name)
     return Folder.at(corpus.root)
 
 

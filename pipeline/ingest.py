@@ -22,7 +22,8 @@ from pipeline.schema import (
     STORED_UTTERANCE,
     UTTERANCE,
     CscError,
-    OnProgress,
+    Runner,
+    Task,
     config_hash,
     content_id,
     stable_fraction,
@@ -31,44 +32,42 @@ from pipeline.shards import CATALOGUE_FILE, INDEX, encode, open_shard, store_sha
 from pipeline.speech import Quality, SpeechConfig, cut, measure, reject_reason
 from pipeline.splits import check_disjoint
 from pipeline.storage import Folder, commit_shard, committed_shards
-from pipeline.tasks import Task, run_tasks
 
 ROWS_PER_GROUP = 32
 REJECTS_FILE = "rejects.parquet"
 Row = dict[str, Any]
 
 
-def ingest(stores: Folder, config: IngestConfig, on_progress: OnProgress) -> tuple[Folder, Any]:
-    """Read the corpora into a store below `stores` and return its folder and index.
+def list_corpora(config: IngestConfig) -> list[AudioFile]:
+    """List the files of all corpora."""
+    return [file for corpus in config.corpora for file in list_corpus(corpus, config.splits)]
 
-    The store is named by the hash of its configuration and listing: a finished one is returned as
-    it is, an unfinished one is completed.
+
+def ingest(store: Folder, config: IngestConfig, listing: list[AudioFile], run: Runner) -> Any:
+    """Read the listed files into a store named by `store_id` and return its index.
+
+    A finished store is returned as it is, an unfinished one is completed.
 
     Raises:
-        CscError: no audio is found, or none of it can be kept.
+        CscError: none of the audio can be kept, or a speaker is in two splits.
     """
-    listing = [file for corpus in config.corpora for file in list_corpus(corpus, config.splits)]
-    name = store_id(config, listing)
-    store = stores.child(name)
     if store.exists(INDEX):
-        return store, store.read_json(INDEX)
-    shards = _assign(listing, config)
+        return store.read_json(INDEX)
+    name = store_id(config, listing)
     done = committed_shards(store, name)
-    roots = {corpus.name: corpus_folder(corpus).uri for corpus in config.corpora}
+    common = {
+        "store": store.uri,
+        "config": name,
+        "speech": config.speech.model_dump(),
+        "roots": {corpus.name: corpus_folder(corpus).uri for corpus in config.corpora},
+    }
     tasks = [
-        {
-            "shard": shard,
-            "store": store.uri,
-            "config": name,
-            "files": [file._asdict() for file in files],
-            "speech": config.speech.model_dump(),
-            "roots": roots,
-        }
-        for shard, files in shards.items()
+        common | {"shard": shard, "files": [file._asdict() for file in files]}
+        for shard, files in _assign(listing, config).items()
         if store_shard_name(shard) not in done
     ]
-    run_tasks(tasks, ingest_shard, on_progress)
-    return store, _finish(store, name, config, listing)
+    run(tasks, ingest_shard)
+    return _finish(store, name, config, listing)
 
 
 def store_id(config: IngestConfig, listing: list[AudioFile]) -> str:
@@ -141,9 +140,7 @@ def _utterances(
     return kept, rejects
 
 
-def _utterance(
-    file: AudioFile, digest: str, segment: Samples, start: int, quality: Quality
-) -> Row:
+def _utterance(file: AudioFile, digest: str, segment: Samples, start: int, quality: Quality) -> Row:
     pcm = to_pcm(segment).tobytes()
     return {
         "utterance_id": content_id(pcm),
@@ -164,7 +161,9 @@ def _utterance(
 
 
 def _reject(file: AudioFile, stage: str, reason: str, detail: str, start: int = 0) -> Row:
-    return dict(zip(REJECT.names, (file.corpus, file.path, start, stage, reason, detail), strict=True))
+    return dict(
+        zip(REJECT.names, (file.corpus, file.path, start, stage, reason, detail), strict=True)
+    )
 
 
 def _finish(store: Folder, name: str, config: IngestConfig, listing: list[AudioFile]) -> Any:
@@ -235,7 +234,9 @@ def _check_complete(
     if seen != {(file.corpus, file.path) for file in listing} or (
         len(catalogue) + duplicates != stored
     ):
-        raise CscError("ingest lost or invented rows: remove the store and run again, and report it")
+        raise CscError(
+            "ingest lost or invented rows: remove the store and run again, and report it"
+        )
 
 
 def _speakers_by_split(catalogue: pa.Table) -> dict[str, int]:

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     sources: Tensor  # int16 (episode, condition, slot, time); target, interferers, noise
     gains_db: Tensor  # float32 (episode, condition, slot), minus infinity where there is none
     speakers: Tensor  # int64 (episode, condition, slot - 1), row of the speaker list or -1
-    indices: Tensor  # int64 (episode,), which episodes these are
+    numbers: Tensor  # int64 (episode,), which episodes these are
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
@@ -63,7 +63,14 @@ class EpisodeLoader:
     """
 
     def __init__(
-        self, dataset: Folder, split: str, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        dataset: Folder,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         index = dataset.read_json(INDEX)
         if index["version"] != DATASET_VERSION:
@@ -122,11 +129,11 @@ class EpisodeLoader:
     def _read(self, groups: list[Piece], starts: NDArray[np.int64], step: int) -> Batch:
         first = (step * self.world + self.rank) * self.share
         place = int(np.searchsorted(starts, first, side="right")) - 1
-        tables = []
+        tables: list[pa.Table] = []
         while first < (step * self.world + self.rank + 1) * self.share:
             group = groups[place]
             begin = first - int(starts[place])
-            count = min(group.stop - begin, self.share - sum(map(len, tables)))
+            count = min(group.stop - begin, self.share - sum(len(table) for table in tables))
             tables.append(self._read_group(group).slice(begin, count))
             first, place = first + count, place + 1
         return self._assemble(pa.concat_tables(tables))
@@ -134,7 +141,7 @@ class EpisodeLoader:
     def _read_group(self, group: Piece) -> pa.Table:
         try:
             return self._open(group.shard).read_row_group(
-                group.group, columns=["index", "sources", "pcm"], use_threads=False
+                group.group, columns=["episode", "sources", "pcm"], use_threads=False
             )
         except (pa.ArrowException, OSError) as error:
             raise damaged(self.dataset, self.names[group.shard]) from error
@@ -155,7 +162,7 @@ class EpisodeLoader:
         known = pc.index_in(source.field("speaker_id"), value_set=self.speakers)
         speakers = np.full(shape, -1, np.int64)
         speakers[where] = known.fill_null(-1).to_numpy(zero_copy_only=False)
-        arrays = (audio, gains_db, speakers[:, :, :-1], table["index"].to_numpy())
+        arrays = (audio, gains_db, speakers[:, :, :-1], table["episode"].to_numpy())
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 

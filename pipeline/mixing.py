@@ -39,7 +39,7 @@ class MixingConfig(Strict):
     def _ranges_are_ranges(self) -> Self:
         for low, high in (("sir_min_db", "sir_max_db"), ("snr_min_db", "snr_max_db")):
             if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"{low} {getattr(self, low)} is above {high} {getattr(self, high)}")
+                raise ValueError(f"{low} is above {high}: {getattr(self, low)} dB")
         return self
 
     @property
@@ -89,7 +89,7 @@ class Condition(NamedTuple):
 class Recipe(NamedTuple):
     """An episode as data: one anchor speaker under several conditions."""
 
-    index: int
+    episode: int
     anchor: str
     conditions: list[Condition]
     sources: list[Source]
@@ -149,8 +149,9 @@ class MixingTable:
 
 
 def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    names = ("utterance_id", "speaker_id", "session_id", "shard", "row", "num_samples", "level_dbfs")
-    return {name: table[name].to_numpy() for name in names}
+    ids = ("utterance_id", "speaker_id", "session_id")
+    numbers = ("shard", "row", "num_samples", "level_dbfs")
+    return {name: table[name].to_numpy() for name in (*ids, *numbers)}
 
 
 def _check_enough(table: MixingTable, config: MixingConfig) -> None:
@@ -198,8 +199,7 @@ def _utterances_of(draws: Draws, table: MixingTable, speaker: int, chosen: int) 
     """
     count = int(table.count[speaker])
     candidates = [
-        int(table.first[speaker]) + place
-        for place in draws.distinct(count, min(count, 4 * chosen))
+        int(table.first[speaker]) + place for place in draws.distinct(count, min(count, 4 * chosen))
     ]
     used: Counter[str] = Counter()
     ranked = []

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,13 @@ SPLITS = ("train", "valid", "test")
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total) as a stage advances."""
+
+Task = Mapping[str, Any]
+"""What one shard is made of, as JSON can hold it."""
+Work = Callable[[Task], None]
+"""Makes one shard and commits it."""
+Runner = Callable[[Sequence[Task], Work], None]
+"""Does work on every task, in any order and anywhere: `tasks.run_tasks` on Ray."""
 
 
 class CscError(Exception):
@@ -81,7 +88,7 @@ SOURCE = pa.struct(
 CONDITION = pa.struct([("sir_db", pa.float32()), ("snr_db", pa.float32())])
 RECIPE = pa.schema(
     [
-        ("index", pa.int64()),
+        ("episode", pa.int64()),  # its number in the dataset
         ("anchor", pa.string()),
         ("conditions", pa.list_(CONDITION)),
         ("sources", pa.list_(SOURCE)),

@@ -18,23 +18,25 @@ CATALOGUE_FILE = "utterances.parquet"
 def encode(table: pa.Table, rows_per_group: int) -> bytes:
     """Serialise a shard. Audio stays uncompressed: noise-like samples gain little and cost time."""
     sink = pa.BufferOutputStream()
-    others = [name for name in table.column_names if name != "pcm"]
+    compact = _leaves(table.schema, but="pcm")
     pq.write_table(
         table,
         sink,
         row_group_size=rows_per_group,
-        compression={name: "zstd" for name in _leaves(table.select(others).schema)},
-        use_dictionary=_leaves(table.select(others).schema),
+        compression=dict.fromkeys(compact, "zstd"),
+        use_dictionary=compact,
         write_statistics=False,
     )
     return sink.getvalue().to_pybytes()
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
+def _leaves(schema: pa.Schema, but: str) -> list[str]:
+    """Return the Parquet paths of all columns but one, nested ones included."""
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return [columns.column(i).path for i in range(len(columns))]
+    paths = [columns.column(place).path for place in range(len(columns))]
+    return [path for path in paths if path != but]
 
 
 def open_shard(folder: Folder, name: str) -> pq.ParquetFile:

@@ -130,7 +130,7 @@ class Folder:
         try:
             return json.loads(self.read(name))
         except ValueError as error:
-            raise CscError(f"{self.path(name)} is damaged ({error}); remove it, run again") from error
+            raise CscError(f"{self.path(name)} is damaged ({error}): remove it") from error
 
     def put_json(self, name: str, value: Any) -> None:
         self.put(name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
@@ -161,7 +161,7 @@ def _replace(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise

@@ -1,44 +1,38 @@
 """Ray Data runs shard tasks: one row of the plan is one shard is one task.
 
-The only file of the pipeline that imports Ray. A task writes its shard under a fixed name and
-returns a few numbers, so next to nothing passes through Ray's object store.
+The only file of the pipeline that imports Ray: stages are given a runner. A task commits its shard
+under a fixed name and returns nothing, so the object store stays empty.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from pipeline.schema import CscError, OnProgress
-
-Task = Mapping[str, Any]
-Work = Callable[[Task], Any]
+from pipeline.schema import CscError, OnProgress, Task, Work
 
 
-def run_tasks(tasks: Sequence[Task], work: Work, on_progress: OnProgress) -> list[Any]:
-    """Run `work` on every task (JSON in, JSON out), wherever Ray has CPUs; results in no order.
+def run_tasks(tasks: Sequence[Task], work: Work, on_progress: OnProgress) -> None:
+    """Do `work` on every task wherever Ray has CPUs.
 
     Raises:
-        CscError: the first that a task raised; the others are finished or abandoned by then, and
-            what they committed counts.
+        CscError: the first that a task raised; what other tasks committed by then counts.
     """
     if not tasks:
-        return []
+        return
     plan = pa.table({"task": [json.dumps(task) for task in tasks]})
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"result": json.dumps(work(json.loads(row["task"]))), "error": ""}
-        except CscError as error:  # a plain row: exceptions of libraries may not unpickle
-            return {"result": "", "error": str(error)}
+            work(json.loads(row["task"]))
+        except CscError as error:  # as a plain row: exceptions of libraries may not unpickle
+            return {"error": str(error)}
+        return {"error": ""}
 
-    results = []
     dataset = ray.data.from_arrow(plan, override_num_blocks=len(tasks)).map(run)
-    for row in dataset.iter_rows():
+    for done, row in enumerate(dataset.iter_rows(), start=1):
         if row["error"]:
             raise CscError(row["error"])
-        results.append(json.loads(row["result"]))
-        on_progress(len(results), len(tasks))
-    return results
+        on_progress(done, len(tasks))

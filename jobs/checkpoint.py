@@ -1,0 +1,54 @@
+"""Checkpoints without pickle: tensors in safetensors, the rest in JSON."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+BEST = "best"
+LAST, OPTIMIZER, STATE = "last.safetensors", "optimizer.safetensors", "state.json"
+
+
+class State(NamedTuple):
+    """Where training stands: all that is not a tensor."""
+
+    step: int
+    best_step: int
+    best_valid_eer: float
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        return cls(**json.loads((folder / STATE).read_text()))
+
+
+def save_training(
+    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: State
+) -> None:
+    """Write what a resumed run needs to go on as if nothing had happened."""
+    save_file(_plain(objective.state_dict()), folder / LAST)
+    moments = {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, slots in optimizer.state_dict()["state"].items()
+        for name, value in slots.items()
+    }
+    save_file(_plain(moments), folder / OPTIMIZER)
+    (folder / STATE).write_text(json.dumps(state._asdict()))
+
+
+def load_training(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Restore what `save_training` wrote, in place."""
+    objective.load_state_dict(load_file(folder / LAST))
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in load_file(folder / OPTIMIZER).items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return State.read(folder)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,196 @@
+"""The command `csc`. Heavy libraries are imported inside of commands: help must come at once."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from jobs.config import Config
+    from jobs.run import Run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="From recordings to a speaker encoder that holds up when people talk over each other.\n\n"
+    "[bold]csc run[/bold] goes the whole way on the sample that is shipped: start there. Every "
+    "stage is a command of its own, sees to the stages it needs, and goes on where it stopped.",
+)
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", "-c", help="A .toml file, or the name of an embedded one.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override a key: --set train.lr=1e-3. May be repeated."),
+]
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", "-w", help="Folder or s3:// address for all results.")
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Do this configuration's stages again from the start.")
+]
+
+
+def _config(source: str, overrides: list[str] | None, workspace: str | None) -> "Config":
+    from jobs.config import load_config
+
+    extra = [] if workspace is None else [f"workspace='{workspace}'"]
+    return load_config(source, [*(overrides or []), *extra])
+
+
+@contextmanager
+def _run(
+    source: str, overrides: list[str] | None, workspace: str | None, fresh: bool
+) -> Iterator["Run"]:
+    config = _config(source, overrides, workspace)
+    from jobs.run import Run
+
+    with Run(config, fresh=fresh) as run:
+        yield run
+
+
+def _arguments(source: str, overrides: list[str] | None, workspace: str | None) -> str:
+    """Return the options of this call, for the commands that are suggested after it."""
+    words = [] if source == "demo" else ["--config", source]
+    words += [word for text in overrides or [] for word in ("--set", text)]
+    words += [] if workspace is None else ["--workspace", workspace]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+@app.command("run")
+def run_all(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Go the whole way: ingest, build, train, evaluate, register, promote.
+
+    What an earlier run finished is not done again.
+    """
+    with _run(config, set_, workspace, fresh) as run:
+        _ = run.promote
+        from jobs.run import summary
+
+        summary(run, _arguments(config, set_, workspace))
+
+
+@app.command()
+def ingest(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Read the corpora into the utterance store; what is not kept is listed with its reason."""
+    with _run(config, set_, workspace, fresh) as run:
+        _ = run.ingest
+
+
+@app.command()
+def build(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Mix utterances into shards of episodes: one speaker under several interfering conditions."""
+    with _run(config, set_, workspace, fresh) as run:
+        _ = run.build
+
+
+@app.command()
+def train(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Train the CSC model; checkpoints let a stopped run go on."""
+    with _run(config, set_, workspace, fresh) as run:
+        _ = run.train
+
+
+@app.command()
+def evaluate(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Measure error rates on unseen speakers, clean and interfered, beside plain references."""
+    with _run(config, set_, workspace, fresh) as run:
+        from jobs.console import show
+        from jobs.report import metrics_table
+
+        show(metrics_table(run.evaluate.about))
+
+
+@app.command()
+def register(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Register the evaluated model in MLflow as the challenger."""
+    with _run(config, set_, workspace, False) as run:
+        _ = run.register
+
+
+@app.command()
+def promote(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make the challenger champion if it is not worse; exit code 3 if it is refused."""
+    with _run(config, set_, workspace, False) as run:
+        if not run.promote.promoted:
+            raise typer.Exit(3)
+
+
+@app.command()
+def verify(
+    enrolment: Annotated[str, typer.Argument(help="A clean recording of one speaker.")],
+    test: Annotated[str, typer.Argument(help="A recording, with other voices in it or not.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="models:/NAME@ALIAS, models:/NAME/VERSION, folder.")
+    ] = "models:/csc-speaker-encoder@champion",
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Say whether the speaker of one file is heard in another (any format soundfile reads)."""
+    from jobs.verify import verify as verify_files
+
+    verify_files(enrolment, test, model, _config(config, set_, workspace))
+
+
+@app.command("config")
+def show_config(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Print the configuration with all its defaults, as JSON."""
+    typer.echo(_config(config, set_, workspace).model_dump_json(indent=2))
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one message, not a trace."""
+    from pipeline.schema import CscError
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except CscError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)

@@ -1,0 +1,27 @@
+"""Starting or joining Ray, quietly."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jobs.config import Config
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Have Ray for a while: started here and ended after, joined, or already there."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    own: dict[str, Any] = {}
+    if config.ray.address == "local":
+        own["num_cpus"] = max(os.cpu_count() or 1, config.train.workers)
+        own["include_dashboard"] = False
+    ray.init(address=config.ray.address, log_to_driver=False, logging_level="ERROR", **own)
+    try:
+        yield
+    finally:
+        ray.shutdown()

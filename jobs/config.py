@@ -1,0 +1,192 @@
+"""One strict configuration tree: TOML files and `--set key=value`, checked as a whole."""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, get_args, get_origin
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from csc_model.config import ModelConfig
+from pipeline.corpora import IngestConfig
+from pipeline.mixing import BuildConfig
+from pipeline.schema import SAMPLE_RATE_HZ, CscError, Strict
+from pipeline.trials import TrialConfig
+
+Tree = dict[str, Any]
+EMBEDDED = Path(__file__).parent / "configs"
+
+
+class TrainConfig(Strict):
+    """How the model is trained. Batches are global: more workers mean smaller shares."""
+
+    workers: int = Field(2, ge=1, description="processes, each with a GPU if there are as many")
+    steps: int = Field(10_000, ge=1)
+    batch_size: int = Field(16, ge=1, description="episodes of a global batch")
+    lr: float = Field(1e-3, gt=0)
+    table_lr_scale: float = Field(2.0, gt=0, description="of the speaker table, over lr")
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(5.0, gt=0)
+    separation_weight: float = Field(0.1, ge=0)
+    contrastive_weight: float = Field(1.0, ge=0)
+    contrastive_ramp_steps: int = Field(0, ge=0, description="separation alone at first")
+    spread_weight: float = Field(0.1, ge=0)
+    validate_every: int = Field(500, ge=1, description="steps between checkpoints")
+    threads: int = Field(1, ge=1, description="CPU threads of a worker")
+
+    @model_validator(mode="after")
+    def _batch_can_be_shared(self) -> Self:
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of workers {self.workers}"
+            )
+        return self
+
+
+class EvaluateConfig(Strict):
+    """Trials, and how sure to be of what they say."""
+
+    trials: TrialConfig = TrialConfig()
+    bootstrap_replicates: int = Field(1000, ge=100)
+
+
+class PromoteConfig(Strict):
+    """The gate: what a challenger must not be worse at."""
+
+    guarded: list[str] = Field(["clean", "sir_5_db", "sir_0_db"], min_length=1)
+    margin: float = Field(0.01, ge=0, description="EER that may be lost to chance")
+
+
+class MlflowConfig(Strict):
+    """Where runs and models are kept; without a URI, in a SQLite file of the workspace."""
+
+    uri: str | None = None
+    experiment: str = "csc"
+    model: str = "csc-speaker-encoder"
+
+
+class RayConfig(Strict):
+    """Which Ray to use: `local` starts one that ends with the command."""
+
+    address: str = "local"
+
+
+class Config(Strict):
+    """Everything a run depends on."""
+
+    workspace: str = "csc-workspace"
+    seed: int = Field(7, ge=0)
+    ingest: IngestConfig
+    build: BuildConfig = BuildConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    promote: PromoteConfig = PromoteConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        speakers = self.build.mixing.interferers + 1
+        if self.model.num_slots != speakers:
+            raise ValueError(
+                f"model.num_slots is {self.model.num_slots} and build.mixing.interferers makes "
+                f"mixtures of {speakers} speakers: set one of them"
+            )
+        if self.model.sample_rate_hz != SAMPLE_RATE_HZ:
+            raise ValueError(
+                f"model.sample_rate_hz is {self.model.sample_rate_hz}, the store holds "
+                f"{SAMPLE_RATE_HZ}: leave it out"
+            )
+        unknown = set(self.promote.guarded) - set(self.evaluate.trials.conditions)
+        if unknown:
+            raise ValueError(
+                f"promote.guarded names {', '.join(sorted(unknown))}; evaluate.trials has "
+                f"{', '.join(self.evaluate.trials.conditions)}"
+            )
+        return self
+
+
+def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, or an embedded configuration by its name, and apply overrides.
+
+    Raises:
+        CscError: naming file or override, the key, and the nearest valid one.
+    """
+    tree = _read(source)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise CscError("\n".join(_explain(error, source, overrides))) from None
+
+
+def _read(source: str) -> Tree:
+    path, embedded = Path(source), EMBEDDED / f"{source}.toml"
+    try:
+        text = path.read_text() if path.suffix == ".toml" else embedded.read_text()
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        names = sorted(path.stem for path in EMBEDDED.glob("*.toml"))
+        raise CscError(
+            f"no configuration {source!r}: give the path of a .toml file, or one of "
+            f"{', '.join(names)}"
+        ) from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise CscError(f"{source}: {error}; correct the file") from None
+
+
+def _apply(tree: Tree, override: str) -> None:
+    """Set `key.of.tree=value` in place; the value is TOML, or else a plain string."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise CscError(f"--set {override}: write it as key=value, as in --set train.lr=1e-3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = tree
+    *parents, last = key.split(".")
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise CscError(f"--set {override}: there is no such key{_nearest(key)}") from None
+
+
+def _explain(error: ValidationError, source: str, overrides: Sequence[str]) -> Iterator[str]:
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"])) or "the configuration"
+        given = [text for text in overrides if f"{text.partition('=')[0]}.".startswith(f"{key}.")]
+        place = f"--set {given[-1]}" if given else source
+        if problem["type"] == "extra_forbidden":
+            yield f"{place}: unknown key {key}{_nearest(key)}"
+        else:
+            reason = problem["msg"].removeprefix("Value error, ")
+            shown = f" (given: {problem['input']!r})" if problem["type"] != "value_error" else ""
+            yield f"{place}: {key}: {reason}{shown}"
+
+
+def _nearest(key: str) -> str:
+    keys = list(_keys(Config, ""))
+    key = re.sub(r"\.\d+(?=\.|$)", ".0", key)
+    last = key.rpartition(".")[2]
+    same_name = [known for known in keys if known.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(key, keys, 1, 0.5) or same_name
+    return f"; did you mean {(same_name or close)[0]}?" if close else ""
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        inner, place = field.annotation, f"{prefix}{name}."
+        if get_origin(inner) is list:
+            inner, place = get_args(inner)[0], f"{place}0."
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _keys(inner, place)

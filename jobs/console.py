@@ -1,0 +1,69 @@
+"""What a person sees: live progress on a terminal, plain lines anywhere else."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 10.0
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Advance = Callable[[int, int], None]
+
+
+def say(text: str) -> None:
+    """Print a line; square brackets are text, not markup."""
+    console.print(text, markup=False)
+
+
+def show(table: Table) -> None:
+    console.print(table)
+
+
+def heading(stage: str, about: str) -> None:
+    """Announce a stage."""
+    console.print(f"[bold]{stage}[/bold]  {about}")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[..., None]]:
+    """Give a callback `(done, total, note="")` that shows how far a stage is."""
+    yield from (_bar(what) if console.is_terminal else _lines(what))
+
+
+def _bar(what: str) -> Iterator[Callable[..., None]]:
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None, note="")
+
+        def advance(done: int, total: int, note: str = "") -> None:
+            bars.update(task, completed=done, total=total, note=note)
+
+        yield advance
+
+
+def _lines(what: str) -> Iterator[Callable[..., None]]:
+    began = last = time.monotonic()
+
+    def advance(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            left = (now - began) / max(done, 1) * (total - done)
+            say(f"  {what} {done}/{total}  {note}  about {left:.0f} s left".replace("    ", "  "))
+            sys.stdout.flush()
+
+    yield advance

@@ -1,0 +1,170 @@
+"""Registration and the gate: a challenger becomes champion when it is not worse."""
+
+import getpass
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csc_model import metrics
+from csc_model.config import VARIANT
+from jobs.config import Config
+from jobs.evaluate import CSC_NAME, DET_FILE, SCORES_FILE, Evaluated
+from jobs.registry import CHALLENGER, CHAMPION, DATASET, MODEL_ID, TRIALS, Registry, Version
+from jobs.train import Trained, local_copy
+from pipeline.schema import CscError, config_hash
+from pipeline.shards import INDEX
+
+
+class Decision(NamedTuple):
+    """What the gate said, and the numbers it said it by."""
+
+    promoted: bool
+    why: str
+    version: Version
+    differences: dict[str, dict[str, float]]
+
+
+def register(trained: Trained, evaluated: Evaluated, registry: Registry) -> tuple[Version, bool]:
+    """Make the trained and evaluated model a version with alias `challenger`.
+
+    Returns the version, and whether it is new: a model is registered once.
+    """
+    run_id = trained.about["run"]
+    known = registry.version_of(run_id)
+    if known is not None and known.tags.get(TRIALS) == evaluated.about["trials"]["hash"]:
+        return known, False
+    with tempfile.TemporaryDirectory(prefix="csc-register-") as scratch:
+        model = local_copy(trained.folder, Path(scratch) / "model")
+        evaluation = Path(scratch) / "evaluation"
+        evaluation.mkdir()
+        for file in (INDEX, SCORES_FILE, DET_FILE):
+            (evaluation / file).write_bytes(evaluated.folder.read(file))
+        registry.log_folder(run_id, evaluation, _evaluation_path(evaluated.about["trials"]["hash"]))
+        registry.log_metrics(run_id, trained.about["best_step"], _flat(evaluated.about))
+        version = registry.register(run_id, model, evaluation, _tags(trained, evaluated))
+    return version, True
+
+
+def _evaluation_path(trials_hash: str) -> str:
+    return f"evaluation/{trials_hash}"
+
+
+def _tags(trained: Trained, evaluated: Evaluated) -> dict[str, str]:
+    tags = {
+        MODEL_ID: trained.about["id"],
+        TRIALS: evaluated.about["trials"]["hash"],
+        DATASET: trained.about["dataset"],
+        "csc.store": trained.about["store"],
+        "csc.variant": VARIANT,
+        "csc.config": config_hash(trained.about["config"]),
+    }
+    for row in evaluated.about["results"]:
+        if row["system"] == CSC_NAME:
+            value, low, high = row["eer"].values()
+            tags[f"eer.{row['condition']}"] = f"{value:.4f} [{low:.4f}, {high:.4f}]"
+    return tags
+
+
+def _flat(index: dict[str, Any]) -> dict[str, float]:
+    flat = {}
+    for row in index["results"]:
+        name = f"test.{row['system']}.{row['condition']}"
+        flat[f"{name}.min_dcf"] = row["min_dcf"]
+        flat |= {f"{name}.eer.{bound}": value for bound, value in row["eer"].items()}
+    return flat
+
+
+def promote(registry: Registry, config: Config) -> Decision:
+    """Judge the challenger and, if it passes, make it champion; the decision is kept either way.
+
+    Raises:
+        CscError: there is no challenger, or the two were not scored on the same trials.
+    """
+    challenger, champion = registry.by_alias(CHALLENGER), registry.by_alias(CHAMPION)
+    if challenger is None:
+        raise CscError(
+            f"no version of {registry.model} has the alias {CHALLENGER}: run csc register"
+        )
+    if champion is not None and champion.number == challenger.number:
+        return Decision(True, "it is champion already", challenger, {})
+    decision = _judge(registry, challenger, champion, config)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {
+        "challenger": challenger.number,
+        "champion": champion.number if champion else None,
+        "promoted": decision.promoted,
+        "why": decision.why,
+        "who": getpass.getuser(),
+        "when": now,
+        "margin": config.promote.margin,
+        "eer_challenger_minus_champion": decision.differences,
+    }
+    registry.log_decision(challenger.run_id, record, f"decisions/{now}.json")
+    if decision.promoted:
+        tags = {
+            "csc.promoted_when": now,
+            "csc.promoted_by": getpass.getuser(),
+            "csc.promoted_from": champion.number if champion else "none",
+            "csc.promoted_why": decision.why,
+        }
+        registry.move_alias(CHAMPION, challenger, tags)
+    return decision
+
+
+def _judge(
+    registry: Registry, challenger: Version, champion: Version | None, config: Config
+) -> Decision:
+    if champion is None:
+        return Decision(True, "it is the first", challenger, {})
+    ours, theirs = (_scores(registry, version, challenger) for version in (challenger, champion))
+    counts = metrics.draw_speakers(
+        len(set(ours["test_speaker"].to_pylist()) | set(ours["enrolment_speaker"].to_pylist())),
+        config.evaluate.bootstrap_replicates,
+        config.seed,
+    )
+    differences, worse = {}, []
+    for condition in config.promote.guarded:
+        gap = _difference(ours, theirs, condition, counts)
+        differences[condition] = gap._asdict()
+        if gap.low > 0 or gap.value > config.promote.margin:
+            worse.append(f"{condition} {gap.value:+.2%} [{gap.low:+.2%}, {gap.high:+.2%}]")
+    why = (
+        f"worse than version {champion.number} in EER at {'; '.join(worse)}"
+        if worse
+        else (f"not worse than version {champion.number} on {', '.join(config.promote.guarded)}")
+    )
+    return Decision(not worse, why, challenger, differences)
+
+
+def _scores(registry: Registry, version: Version, challenger: Version) -> pa.Table:
+    """Fetch the scores of a version on the challenger's trials."""
+    path = f"{_evaluation_path(challenger.tags[TRIALS])}/{SCORES_FILE}"
+    with tempfile.TemporaryDirectory(prefix="csc-scores-") as scratch:
+        found = registry.fetch(version.run_id, path, Path(scratch))
+        if found is None:
+            raise CscError(
+                f"version {version.number} was not scored on the trials of version "
+                f"{challenger.number}: evaluate and register it with the same trials first"
+            )
+        return pq.read_table(found)
+
+
+def _difference(
+    ours: pa.Table, theirs: pa.Table, condition: str, counts: np.ndarray[Any, np.dtype[np.int64]]
+) -> metrics.Interval:
+    names = np.concatenate([ours["enrolment_speaker"], ours["test_speaker"]])
+    _, speaker = np.unique(names, return_inverse=True)
+    enrolment, test = np.split(speaker, 2)
+    rates, replicates = [], []
+    for table in (ours, theirs):
+        score, target = table[f"{CSC_NAME}.{condition}"].to_numpy(), table["target"].to_numpy()
+        rates.append(metrics.eer(score, target))
+        replicates.append(
+            metrics.eer_replicates(metrics.Trials(score, target, enrolment, test), counts)
+        )
+    return metrics.interval(rates[0] - rates[1], replicates[0] - replicates[1])

@@ -1,0 +1,200 @@
+"""Runs, model versions and aliases: the only place that talks to MLflow (with `serving.py`)."""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from csc_model.config import VARIANT
+from jobs.config import Config
+from pipeline.schema import CscError, config_hash
+
+MODEL_ID, TRIALS, DATASET = "csc.model_id", "csc.trials", "csc.dataset"
+CHALLENGER, CHAMPION = "challenger", "champion"
+SQLITE = "sqlite:///"
+
+
+class Version(NamedTuple):
+    """A version of the registered model."""
+
+    number: str
+    run_id: str
+    tags: dict[str, str]
+
+
+@contextmanager
+def _mlflow_errors(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, RequestException) as error:
+        reason = str(error).splitlines()[0]
+        raise CscError(f"MLflow at {uri}: {reason}; check mlflow.uri and try again") from error
+
+
+class Registry:
+    """MLflow's tracking store and model registry at one address."""
+
+    def __init__(self, uri: str, config: Config) -> None:
+        self.uri, self.experiment, self.model = uri, config.mlflow.experiment, config.mlflow.model
+        if uri.startswith(SQLITE):
+            _check_sqlite(Path(uri.removeprefix(SQLITE)))
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        import mlflow
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        mlflow.set_tracking_uri(uri)
+        self._client = mlflow.MlflowClient(uri)
+
+    def create_run(self, model_id: str, config: Config, dataset: dict[str, Any]) -> str:
+        """Make the MLflow run of a training and return its id."""
+        resolved = config.model_dump()
+        tags = {
+            MODEL_ID: model_id,
+            DATASET: dataset["id"],
+            "csc.store": dataset["store"],
+            "csc.variant": VARIANT,
+            "csc.config": config_hash(resolved),
+        }
+        with _mlflow_errors(self.uri):
+            run = self._client.create_run(self._experiment(), tags=tags, run_name=f"csc-{model_id}")
+            run_id = str(run.info.run_id)
+            for section in ("model", "train"):
+                for key, value in resolved[section].items():
+                    self._client.log_param(run_id, f"{section}.{key}", value)
+            self._client.log_dict(run_id, resolved, "config.json")
+        return run_id
+
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found:
+            return str(found.experiment_id)
+        location = None
+        if self.uri.startswith(SQLITE):
+            location = (Path(self.uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+        return str(self._client.create_experiment(self.experiment, artifact_location=location))
+
+    def log_metrics(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        with _mlflow_errors(self.uri):
+            entries = [Metric(name, value, now, step) for name, value in metrics.items()]
+            self._client.log_batch(run_id, metrics=entries)
+
+    def log_folder(self, run_id: str, folder: Path, below: str) -> None:
+        """Upload the files of a folder as artifacts of a run."""
+        with _mlflow_errors(self.uri):
+            self._client.log_artifacts(run_id, str(folder), below)
+
+    def fetch(self, run_id: str, path: str, to: Path) -> Path | None:
+        """Download an artifact of a run, or return None if it has none of that name."""
+        import mlflow
+
+        with _mlflow_errors(self.uri):
+            parent = str(Path(path).parent)
+            listed = {item.path for item in self._client.list_artifacts(run_id, parent)}
+            if path not in listed:
+                return None
+            found = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=path, dst_path=str(to), tracking_uri=self.uri
+            )
+        return Path(found)
+
+    def register(self, run_id: str, model: Path, evaluation: Path, tags: dict[str, str]) -> Version:
+        """Make a complete model version of a trained and evaluated model: the new challenger.
+
+        Weights travel as safetensors; the pyfunc is code of this package, no pickle.
+        """
+        import mlflow
+
+        jobs = Path(__file__).parent
+        with _mlflow_errors(self.uri):
+            with mlflow.start_run(run_id=run_id):
+                logged = mlflow.pyfunc.log_model(
+                    name="csc",
+                    python_model=str(jobs / "serving.py"),
+                    artifacts={"model": str(model), "evaluation": str(evaluation)},
+                    code_paths=[str(jobs.parent / "csc_model")],
+                    pip_requirements=_requirements(),
+                )
+            if not self._client.search_registered_models(f"name = '{self.model}'"):
+                self._client.create_registered_model(self.model)
+            made = self._client.create_model_version(
+                self.model, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
+            )
+            self._client.set_registered_model_alias(self.model, CHALLENGER, made.version)
+        return Version(str(made.version), run_id, tags)
+
+    def version_of(self, run_id: str) -> Version | None:
+        """Return the newest version that a run was registered as, if any."""
+        with _mlflow_errors(self.uri):
+            found = self._client.search_model_versions(f"name = '{self.model}'")
+        versions = [version for version in found if version.run_id == run_id]
+        newest = max(versions, key=lambda version: int(version.version), default=None)
+        return _version(newest) if newest else None
+
+    def by_alias(self, alias: str) -> Version | None:
+        """Return the version that an alias points to, if any."""
+        with _mlflow_errors(self.uri):
+            models = self._client.search_registered_models(f"name = '{self.model}'")
+            if not models or alias not in models[0].aliases:
+                return None
+            return _version(self._client.get_model_version_by_alias(self.model, alias))
+
+    def move_alias(self, alias: str, version: Version, tags: dict[str, str]) -> None:
+        """Point an alias to a version and tag the version with why."""
+        with _mlflow_errors(self.uri):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self.model, version.number, key, value)
+            self._client.set_registered_model_alias(self.model, alias, version.number)
+
+    def log_decision(self, run_id: str, decision: dict[str, Any], name: str) -> None:
+        """Keep a decision of the gate with the run, also a refusal."""
+        with _mlflow_errors(self.uri):
+            self._client.log_dict(run_id, decision, name)
+
+    def download(self, model_uri: str, to: Path) -> Path:
+        """Download a registered model and return the folder that `CSC.load` reads."""
+        import mlflow
+
+        with _mlflow_errors(self.uri):
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri=model_uri, dst_path=str(to), tracking_uri=self.uri
+            )
+        return Path(found) / "artifacts"
+
+
+def _version(version: Any) -> Version:
+    return Version(str(version.version), str(version.run_id), dict(version.tags))
+
+
+def _requirements() -> list[str]:
+    """Return what a server needs to load the model: this environment's versions."""
+    from importlib.metadata import version
+
+    names = ("mlflow", "torch", "numpy", "safetensors", "pydantic")
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
+
+
+def _check_sqlite(path: Path) -> None:
+    """Say at once, and clearly, when the file is locked or is no database."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
+    except (sqlite3.Error, OSError) as error:
+        raise CscError(
+            f"MLflow's database {path}: {error}; close the program that uses it, or set "
+            "mlflow.uri to another"
+        ) from error

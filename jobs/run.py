@@ -1,0 +1,171 @@
+"""The whole way: ingest -> build -> train -> evaluate -> register -> promote.
+
+A stage first sees to the ones it needs. Each is named by a hash of all it depends on: what an
+earlier run finished is found and returned, what it left undone is completed.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+from jobs.cluster import ray_session
+from jobs.config import Config
+from jobs.console import heading, progress, say, show
+from jobs.evaluate import DET_FILE, SCORES_FILE, Evaluated, evaluate, evaluation_id
+from jobs.promote import Decision, promote, register
+from jobs.registry import CHAMPION, Registry, Version
+from jobs.report import metrics_table
+from jobs.train import Trained, model_id, train
+from jobs.workspace import Workspace
+from pipeline.build import build, dataset_id
+from pipeline.corpora import SAMPLE
+from pipeline.ingest import REJECTS_FILE, ingest, list_corpora, store_id
+from pipeline.schema import Task, Work
+from pipeline.shards import INDEX
+from pipeline.storage import Folder
+from pipeline.tasks import run_tasks
+
+STAGES = ("ingest", "build", "train", "evaluate", "register", "promote")
+
+
+class Run:
+    """The stages of one configuration, each reached once."""
+
+    def __init__(self, config: Config, *, fresh: bool = False) -> None:
+        self.config, self.fresh = config, fresh
+        self.workspace = Workspace(config)
+        self._exit = ExitStack()
+
+    def __enter__(self) -> "Run":
+        self._exit.enter_context(self.workspace.locked())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.workspace.mlflow_uri, self.config)
+
+    @cached_property
+    def _ray(self) -> None:
+        """Start Ray when a stage first has work for it."""
+        say("  starting Ray")
+        self._exit.enter_context(ray_session(self.config))
+
+    def _on_ray(self, what: str) -> Callable[[Sequence[Task], Work], None]:
+        def run(tasks: Sequence[Task], work: Work) -> None:
+            if tasks:
+                _ = self._ray
+            with progress(what) as advance:
+                run_tasks(tasks, work, advance)
+
+        return run
+
+    @contextmanager
+    def _stage(self, name: str, folder: Folder) -> Iterator[list[str]]:
+        """Announce a stage, time it and print what it says it made."""
+        if self.fresh:
+            folder.remove()
+        finished, began = folder.exists(INDEX), time.monotonic()
+        heading(name, "finished before" if finished else "")
+        lines: list[str] = []
+        yield lines
+        for line in lines:
+            say(f"  {line}")
+        took = "" if finished else f"  ({time.monotonic() - began:.0f} s)"
+        say(f"  {folder.uri}{took}")
+
+    @cached_property
+    def ingest(self) -> tuple[Folder, Any]:
+        listing = list_corpora(self.config.ingest)
+        store = self.workspace.utterances.child(store_id(self.config.ingest, listing))
+        with self._stage("ingest", store) as lines:
+            index = ingest(store, self.config.ingest, listing, self._on_ray("shards"))
+            speakers = ", ".join(f"{count} {split}" for split, count in index["speakers"].items())
+            lines.append(
+                f"{index['files']} files -> {index['kept']} utterances, "
+                f"{index['seconds'] / 3600:.2f} h; speakers: {speakers}"
+            )
+            if index["rejected"]:
+                reasons = ", ".join(f"{n} {reason}" for reason, n in index["rejected"].items())
+                lines.append(f"rejected: {reasons}; each is in {REJECTS_FILE}")
+        return store, index
+
+    @cached_property
+    def build(self) -> tuple[Folder, Any]:
+        store, about = self.ingest
+        name = dataset_id(about, self.config.build, self.config.seed)
+        dataset = self.workspace.mixtures.child(name)
+        with self._stage("build", dataset) as lines:
+            run = self._on_ray("shards")
+            index = build(dataset, store, self.config.build, self.config.seed, run)
+            gigabytes = sum(shard["bytes"] for shard in index["shards"]) / 1e9
+            episodes = ", ".join(f"{n} {split}" for split, n in index["episodes"].items())
+            lines.append(f"episodes: {episodes}; {len(index['shards'])} shards, {gigabytes:.2f} GB")
+        return dataset, index
+
+    @cached_property
+    def train(self) -> Trained:
+        dataset, about = self.build
+        folder = self.workspace.models.child(model_id(about, self.config))
+        with self._stage("train", folder) as lines:
+            if not folder.exists(INDEX):
+                _ = self._ray
+            trained = train(folder, self.ingest[0], dataset, self.config, self.registry)
+            lines.append(
+                f"{trained.about['steps']} steps; best validation EER "
+                f"{trained.about['best_valid_eer']:.1%} at step {trained.about['best_step']}"
+            )
+        return trained
+
+    @cached_property
+    def evaluate(self) -> Evaluated:
+        trained = self.train
+        name = evaluation_id(trained.about["id"], self.config)
+        folder = self.workspace.evaluations.child(name)
+        with self._stage("evaluate", folder) as lines:
+            with progress("embedded") as advance:
+                evaluated = evaluate(folder, self.ingest[0], trained, self.config, advance)
+            lines.append(f"scores in {SCORES_FILE}, DET curves in {DET_FILE}")
+        return evaluated
+
+    @cached_property
+    def register(self) -> Version:
+        evaluated = self.evaluate
+        heading("register", "")
+        version, new = register(self.train, evaluated, self.registry)
+        state = "registered, alias challenger" if new else "registered before"
+        say(f"  {self.registry.model} version {version.number}: {state}")
+        return version
+
+    @cached_property
+    def promote(self) -> Decision:
+        _ = self.register
+        heading("promote", "")
+        decision = promote(self.registry, self.config)
+        verdict = CHAMPION if decision.promoted else "refused"
+        say(f"  version {decision.version.number}: {verdict}, {decision.why}")
+        return decision
+
+
+def summary(run: Run, arguments: str) -> None:
+    """Print what a whole run made, its metrics, and what to try next."""
+    say("")
+    show(metrics_table(run.evaluate.about))
+    pair = " ".join(str(path) for path in sorted(SAMPLE.glob("speechocean762/soc0005/*"))[:2])
+    say(f"\nMade in {run.workspace.folder.uri}:")
+    for what, folder in (
+        ("utterance store", run.ingest[0]),
+        ("mixture shards", run.build[0]),
+        ("model", run.train.folder),
+        ("evaluation", run.evaluate.folder),
+    ):
+        say(f"  {what:16} {folder.uri}")
+    say(f"  {'runs, registry':16} {run.workspace.mlflow_uri}")
+    say("\nNext:")
+    say(f"  csc verify{arguments} {pair}")
+    say(f"  csc run{arguments} --set train.steps={2 * run.config.train.steps}")
+    say(f"  mlflow ui --backend-store-uri {run.workspace.mlflow_uri}")

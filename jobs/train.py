@@ -1,0 +1,204 @@
+"""Train: dataset in, best model out, through Ray Train; a killed run goes on where it was."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from csc_model.config import VARIANT
+from csc_model.model import CONFIG_FILE, WEIGHTS_FILE
+from jobs.checkpoint import BEST, State
+from jobs.config import Config
+from jobs.console import Advance, progress
+from jobs.loop import train_loop
+from jobs.registry import Registry
+from pipeline.schema import CscError, config_hash
+from pipeline.shards import INDEX
+from pipeline.storage import Folder, arrow_filesystem
+
+POLL_SECONDS = 1.0
+RAY_FOLDER, RUN_FILE = "checkpoints", "run.json"
+# Large tensors of a step are returned to the system and faulted in again without huge pages.
+WORKER_ENV = {"THP_MEM_ALLOC_ENABLE": "1"}
+
+
+class Trained(NamedTuple):
+    """A finished training run."""
+
+    folder: Folder
+    about: dict[str, Any]  # its index
+
+
+def model_id(dataset: dict[str, Any], config: Config) -> str:
+    """Return the name of a training run: a hash of all that its result depends on."""
+    parts = (config.model, config.train, config.evaluate.trials)
+    return config_hash([VARIANT, dataset["id"], config.seed, [p.model_dump() for p in parts]])
+
+
+class Reporter:
+    """Carries metrics from rank 0 to the driver, wherever in the cluster they are."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, dict[str, float]]] = []
+
+    def put(self, step: int, metrics: dict[str, float]) -> None:
+        self._lines.append((step, metrics))
+
+    def take(self) -> list[tuple[int, dict[str, float]]]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def train(
+    folder: Folder, store: Folder, dataset: Folder, config: Config, registry: Registry
+) -> Trained:
+    """Train into a folder named by `model_id`, or return the finished run that is there.
+
+    Raises:
+        CscError: training failed; the message is the worker's.
+    """
+    if folder.exists(INDEX):
+        return Trained(folder, folder.read_json(INDEX))
+    about = dataset.read_json(INDEX)
+    name = model_id(about, config)
+    if not folder.exists(RUN_FILE):
+        folder.put_json(RUN_FILE, registry.create_run(name, config, about))
+    run_id = folder.read_json(RUN_FILE)
+    checkpoint = _fit(folder, store, dataset, config, registry, run_id, len(about["speakers"]))
+    return Trained(folder, _export(folder, checkpoint, name, run_id, about, config))
+
+
+def _fit(
+    folder: Folder,
+    store: Folder,
+    dataset: Folder,
+    config: Config,
+    registry: Registry,
+    run_id: str,
+    num_speakers: int,
+) -> ray.train.Checkpoint:
+    reporter = ray.remote(num_cpus=0)(Reporter).remote()
+    filesystem, path = arrow_filesystem(folder.uri)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "store": store.uri,
+            "dataset": dataset.uri,
+            "num_speakers": num_speakers,
+            "reporter": reporter,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.train.workers, use_gpu=gpus >= config.train.workers
+        ),
+        run_config=RunConfig(
+            name=RAY_FOLDER,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=2),
+            worker_runtime_env={"env_vars": WORKER_ENV},
+        ),
+    )
+    with progress("steps") as advance, _listening(reporter, registry, run_id, config, advance):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise CscError(f"training failed: {_cause(error)}") from error
+    if result.checkpoint is None:
+        raise CscError(f"training left no checkpoint in {folder.uri}: run again with --fresh")
+    return result.checkpoint
+
+
+def _cause(error: BaseException) -> str:
+    """Return the last line of the first worker's error: what a person needs of it."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+@contextmanager
+def _listening(
+    reporter: Any, registry: Registry, run_id: str, config: Config, advance: Advance
+) -> Iterator[None]:
+    """Show and log what rank 0 reports, in a thread beside the training."""
+    over = threading.Event()
+
+    def hand_on() -> None:
+        for step, metrics in ray.get(reporter.take.remote()):
+            registry.log_metrics(run_id, step, metrics)
+            advance(step, config.train.steps, note(metrics))
+
+    def listen() -> None:
+        while not over.wait(POLL_SECONDS):
+            hand_on()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+        hand_on()
+    finally:
+        over.set()
+        thread.join(timeout=30)
+
+
+def note(metrics: dict[str, float]) -> str:
+    """Return a line that a person can read."""
+    if "valid_eer" in metrics:
+        gain = metrics["valid_si_snr_improvement_db"]
+        return f"valid EER {metrics['valid_eer']:.1%}, separation {gain:+.1f} dB"
+    return (
+        f"loss {metrics['total']:.2f} (separation {metrics['separation_db']:.1f} dB, "
+        f"contrastive {metrics['contrastive_nats']:.2f} nats), "
+        f"{metrics['audio_seconds_per_s']:.0f} audio-s/s, wait {metrics['data_wait_share']:.0%}"
+    )
+
+
+def _export(
+    folder: Folder,
+    checkpoint: ray.train.Checkpoint,
+    name: str,
+    run_id: str,
+    dataset: dict[str, Any],
+    config: Config,
+) -> dict[str, Any]:
+    """Copy the best weights out of the last checkpoint; the index makes them count."""
+    with checkpoint.as_directory() as path:
+        state = State.read(Path(path))
+        for file in (CONFIG_FILE, WEIGHTS_FILE):
+            folder.put(file, (Path(path) / BEST / file).read_bytes())
+    index = {
+        "id": name,
+        "variant": VARIANT,
+        "run": run_id,
+        "dataset": dataset["id"],
+        "store": dataset["store"],
+        "speakers": dataset["speakers"],
+        "best_step": state.best_step,
+        "best_valid_eer": state.best_valid_eer,
+        "steps": state.step,
+        "torch": torch.__version__,
+        "config": config.model_dump(),
+    }
+    folder.put_json(INDEX, index)
+    folder.child(RAY_FOLDER).remove()
+    return index
+
+
+def local_copy(folder: Folder, to: Path) -> Path:
+    """Copy weights and configuration of a trained model to a local folder."""
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        (to / file).write_bytes(folder.read(file))
+    return to

@@ -1,0 +1,87 @@
+"""Validation inside training: error rate on interfered trials, and what separation gains.
+
+All ranks take part: each embeds its share of the utterances, all see the whole result.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from csc_model.losses import SILENT, best_permutation, pairwise_separation_loss, si_snr_db
+from csc_model.metrics import eer
+from csc_model.model import CSC
+from jobs.config import Config
+from jobs.scoring import embed_places, embed_with, score
+from pipeline.loader import EpisodeLoader
+from pipeline.render import render
+from pipeline.shards import read_catalogue
+from pipeline.storage import Folder
+from pipeline.trials import TrialAudio, make_trials
+
+MIXTURE_BATCHES = 4
+
+
+class Validator:
+    """Measures a model on the speakers of the validation split."""
+
+    def __init__(
+        self, config: Config, store: Folder, mixtures: EpisodeLoader, rank: int, world: int
+    ) -> None:
+        trials = config.evaluate.trials
+        self.trials = make_trials(read_catalogue(store), "valid", trials, config.seed)
+        self.audio = TrialAudio(store, self.trials)
+        self.conditions = list(trials.conditions.values())
+        self.mixtures, self.rank, self.world = mixtures, rank, world
+
+    def measure(self, model: CSC) -> tuple[float, float]:
+        """Return the mean EER over conditions and the mean SI-SNR improvement in dB.
+
+        To be called by every rank at the same step.
+        """
+        model.eval()
+        result = self._eer(model), self._improvement_db(model)
+        model.train()
+        return result
+
+    def _eer(self, model: CSC) -> float:
+        embed = embed_with(model)
+        own = range(self.rank, len(self.audio.pcm), self.world)
+        views = [
+            self._whole(embed_places(embed, self.audio, own, sir_db)) for sir_db in self.conditions
+        ]
+        clean = views[self.conditions.index(None)]
+        target = self.trials.target
+        return float(np.mean([eer(score(test, clean, self.trials), target) for test in views]))
+
+    def _whole(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Put the ranks' embeddings, every `world`-th utterance each, in order."""
+        whole = np.empty((len(self.audio.pcm), *own.shape[1:]), np.float32)
+        for rank, part in enumerate(self._gather(own)):
+            whole[rank :: self.world] = part
+        return whole
+
+    def _gather(self, own: Any) -> list[Any]:
+        if self.world == 1:
+            return [own]
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, own)
+        return parts
+
+    @torch.inference_mode()
+    def _improvement_db(self, model: CSC) -> float:
+        """Return the gain over the mixture, for mixtures in which every slot has a speaker."""
+        device = next(model.parameters()).device
+        gains = []
+        for _, batch in zip(range(MIXTURE_BATCHES), self.mixtures.batches(0), strict=False):
+            rendered = render(*batch.to(device)[:2])
+            mixtures, references = (part.flatten(0, 1) for part in rendered)
+            least, _ = best_permutation(
+                pairwise_separation_loss(model(mixtures).sources, references)
+            )
+            before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references).mean(-1)
+            full = (references.square().mean(-1) > SILENT).all(-1)
+            gains.append((-least - before)[full].cpu().numpy())
+        return float(np.mean(np.concatenate(self._gather(np.concatenate(gains)))))

@@ -1,0 +1,46 @@
+"""`csc verify`: are two recordings of one speaker?"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from csc_model.model import CONFIG_FILE, CSC
+from jobs.config import Config
+from jobs.console import say
+from jobs.registry import Registry
+from jobs.scoring import decide
+from jobs.workspace import Workspace
+from pipeline.audio import load
+from pipeline.schema import CscError
+from pipeline.shards import INDEX
+
+
+def verify(enrolment: str, test: str, model_uri: str, config: Config) -> bool:
+    """Score two files with a registered model, or a folder of one; print and return the answer.
+
+    Raises:
+        CscError: a file cannot be used, or there is no such model.
+    """
+    clips = load(enrolment), load(test)
+    with tempfile.TemporaryDirectory(prefix="csc-verify-") as scratch:
+        folder = _artifacts(model_uri, config, Path(scratch))
+        if not (folder / "model" / CONFIG_FILE).exists():
+            raise CscError(f"{model_uri} holds no CSC model: name a version that csc registered")
+        model = CSC.load(folder / "model")
+        threshold = json.loads((folder / "evaluation" / INDEX).read_text())["threshold"]
+    score, details = decide(model, *clips)
+    same = score >= threshold
+    say(f"{'same speaker' if same else 'different speakers'}")
+    say(f"  score {score:.3f}, threshold {threshold:.3f} (equal error rate on validation trials)")
+    say(f"  best match in the second file: {details['view']}")
+    say(f"  energy of its slots: {', '.join(f'{share:.0%}' for share in details['activity'])}")
+    return same
+
+
+def _artifacts(model_uri: str, config: Config, scratch: Path) -> Path:
+    if Path(model_uri).is_dir():
+        return Path(model_uri)
+    workspace = Workspace(config)
+    if config.mlflow.uri is None and not workspace.folder.exists("mlflow.db"):
+        raise CscError(f"{workspace.folder.uri} has no model yet: run csc run, or give --workspace")
+    return Registry(workspace.mlflow_uri, config).download(model_uri, scratch)

@@ -1,0 +1,99 @@
+"""Small real things for tests: speech-like audio, corpora on disk, a store, a dataset."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.audio import Samples
+from pipeline.build import build, dataset_id
+from pipeline.corpora import CorpusConfig, IngestConfig
+from pipeline.ingest import ingest, list_corpora, store_id
+from pipeline.mixing import BuildConfig, MixingConfig
+from pipeline.schema import SAMPLE_RATE_HZ, Task, Work
+from pipeline.storage import Folder
+
+
+def serially(tasks: Sequence[Task], work: Work) -> None:
+    """Run the tasks of a stage in this process: the plain loop that Ray must agree with."""
+    for task in tasks:
+        work(task)
+
+
+def voice(speaker: int, utterance: int, seconds: float = 1.6) -> Samples:
+    """Return a harmonic sound with syllables: a pitch for each speaker, a rhythm for each text."""
+    rng = np.random.default_rng([speaker, utterance])
+    time = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    pitch_hz = 90 + 17 * speaker + 4 * np.sin(2 * np.pi * rng.uniform(1, 3) * time)
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE_HZ
+    tilt = 1 + speaker % 5 / 4
+    tone = sum(np.sin(k * phase) / k**tilt for k in range(1, 12))
+    syllables = np.clip(np.sin(2 * np.pi * rng.uniform(2, 4) * time + rng.uniform(0, 6)), 0, 1)
+    noise = rng.normal(0, 0.002, len(time))
+    return (0.1 * tone * syllables + noise).astype(np.float32)
+
+
+def write_corpus(root: Path, speakers: int, utterances: int, first: int = 0) -> Path:
+    """Write `speaker/utterance.flac` below a folder."""
+    for speaker in range(first, first + speakers):
+        folder = root / f"s{speaker:02d}"
+        folder.mkdir(parents=True)
+        for utterance in range(utterances):
+            path = folder / f"u{utterance}.flac"
+            soundfile.write(path, voice(speaker, utterance), SAMPLE_RATE_HZ)
+    return root
+
+
+def write_noise(root: Path, clips: int = 12) -> Path:
+    root.mkdir(parents=True)
+    for clip in range(clips):
+        samples = np.random.default_rng(clip).normal(0, 0.05, 2 * SAMPLE_RATE_HZ)
+        soundfile.write(root / f"n{clip:02d}.wav", samples.astype(np.float32), SAMPLE_RATE_HZ)
+    return root
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> IngestConfig:
+    """Two corpora of speech with 24 speakers together, and one of noise."""
+    root = tmp_path_factory.mktemp("corpora")
+    return IngestConfig(
+        corpora=[
+            CorpusConfig(name="first", root=str(write_corpus(root / "first", 14, 4))),
+            CorpusConfig(name="second", root=str(write_corpus(root / "second", 10, 3, first=14))),
+            CorpusConfig(name="noise", root=str(write_noise(root / "noise")), kind="noise"),
+        ],
+        splits={"valid_share": 0.25, "test_share": 0.25},
+        source_mb_per_shard=0.5,
+    )
+
+
+BUILD = BuildConfig(
+    train_episodes=24,
+    valid_episodes=8,
+    episodes_per_shard=6,
+    episodes_per_group=2,
+    window_shards=3,
+    mixing=MixingConfig(seconds=0.5, single_share=0.2, noise_share=0.3),
+)
+
+
+@pytest.fixture(scope="session")
+def store(corpora: IngestConfig, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    listing = list_corpora(corpora)
+    folder = Folder.at(tmp_path_factory.mktemp("store")).child(store_id(corpora, listing))
+    ingest(folder, corpora, listing, serially)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(store: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    name = dataset_id(store.read_json("index.json"), BUILD, seed=3)
+    folder = Folder.at(tmp_path_factory.mktemp("dataset")).child(name)
+    build(folder, store, BUILD, 3, serially)
+    return folder
+
+
+def shard_hashes(folder: Folder) -> dict[str, str]:
+    return {shard["name"]: shard["sha256"] for shard in folder.read_json("index.json")["shards"]}

@@ -1,0 +1,71 @@
+"""The direction of imports is part of the design."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("csc_model", "pipeline", "jobs")
+# A module of the pipeline may import those of its own rank and of lower ones.
+RANKS = [
+    {"schema"},
+    {"storage", "audio"},
+    {"speech", "splits"},
+    {"mixing", "shards", "corpora", "render", "tasks"},
+    {"loader", "trials", "ingest", "build"},
+]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).glob("*.py"))
+
+
+def tops(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize("path", modules("csc_model"), ids=lambda path: path.stem)
+def test_the_model_knows_tensors_only(path: Path) -> None:
+    allowed = {"csc_model", "torch", "numpy", "safetensors", "pydantic"} | sys.stdlib_module_names
+    assert tops(path) <= allowed
+
+
+@pytest.mark.parametrize("path", modules("pipeline"), ids=lambda path: path.stem)
+def test_the_pipeline_knows_neither_model_nor_jobs(path: Path) -> None:
+    assert not tops(path) & {"csc_model", "jobs", "mlflow"}
+    assert ("ray" in tops(path)) == (path.stem == "tasks")
+
+
+@pytest.mark.parametrize("path", modules("pipeline"), ids=lambda path: path.stem)
+def test_the_pipeline_imports_downwards(path: Path) -> None:
+    rank = {module: place for place, group in enumerate(RANKS) for module in group}
+    inside = {name.partition(".")[2] for name in imported(path) if name.startswith("pipeline.")}
+    if path.stem != "__init__":
+        assert all(rank[module] <= rank[path.stem] for module in inside)
+
+
+def test_only_the_registry_talks_to_mlflow() -> None:
+    users = {
+        path.stem for package in PACKAGES for path in modules(package) if "mlflow" in tops(path)
+    }
+    assert users == {"registry", "serving"}
+
+
+def test_nothing_unpickles() -> None:
+    for package in PACKAGES:
+        for path in modules(package):
+            assert "pickle" not in tops(path)
+            assert "torch.load" not in path.read_text()
