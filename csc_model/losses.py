@@ -16,12 +16,17 @@ FLOOR = 1e-3  # relative error power below which there is nothing to gain: 30 dB
 SILENT = 1e-8  # mean power under which a reference counts as silence
 
 
+def _full(x: Tensor) -> Tensor:
+    """Return at least single precision: under autocast the losses stay exact."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _db(power: Tensor) -> Tensor:
     return 10 * torch.log10(power)
 
 
 def si_snr_db(estimate: Tensor, reference: Tensor) -> Tensor:
-    """Scale-invariant signal-to-noise ratio in dB over the last axis, at most 30 dB, in fp32."""
+    """Scale-invariant signal-to-noise ratio in dB over the last axis, at most 30 dB."""
     return _pairwise_si_snr_db(estimate.unsqueeze(-2), reference.unsqueeze(-2))[..., 0, 0]
 
 
@@ -31,8 +36,8 @@ def _pairwise_si_snr_db(estimates: Tensor, references: Tensor) -> Tensor:
     By inner products: the projection has energy <e, s>^2 / <s, s>, the error is what is left of e.
     No signal is formed for a pair, which makes the loss several times cheaper than the plain form.
     """
-    estimates = estimates.float() - estimates.float().mean(-1, keepdim=True)
-    references = references.float() - references.float().mean(-1, keepdim=True)
+    estimates = _full(estimates) - _full(estimates).mean(-1, keepdim=True)
+    references = _full(references) - _full(references).mean(-1, keepdim=True)
     power = references.square().sum(-1).clamp_min(1e-8).unsqueeze(-2)
     signal = (estimates @ references.transpose(-1, -2)).square() / power
     error = (estimates.square().sum(-1).unsqueeze(-1) - signal).clamp_min(0)
@@ -46,8 +51,8 @@ def pairwise_separation_loss(estimates: Tensor, references: Tensor) -> Tensor:
     relative to all references, so that a slot without a speaker learns to be quiet.
     """
     cost = -_pairwise_si_snr_db(estimates, references)
-    power = references.float().square().mean(-1)
-    leak = estimates.float().square().mean(-1) / power.sum(-1, keepdim=True).clamp_min(1e-12)
+    power = _full(references).square().mean(-1)
+    leak = _full(estimates).square().mean(-1) / power.sum(-1, keepdim=True).clamp_min(1e-12)
     silent = (power < SILENT).unsqueeze(1)
     return torch.where(silent, _db(leak + FLOOR).unsqueeze(-1), cost)
 
@@ -73,7 +78,7 @@ def contrastive_loss(vectors: Tensor, table: Tensor, target: Tensor, scale: Tens
     zeros has no speaker and costs nothing. For a one-hot p this is the exact cross-entropy of which
     the mutual-information bound is made (`mi_lower_bound_nats`).
     """
-    cosine = F.normalize(vectors.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T
+    cosine = F.normalize(_full(vectors), dim=-1) @ F.normalize(_full(table), dim=-1).T
     log_q = torch.log_softmax(-scale * (2 - 2 * cosine), -1)
     return -(target * log_q).sum(-1)
 
@@ -91,7 +96,7 @@ def mi_lower_bound_nats(cross_entropy: Tensor, target: Tensor) -> Tensor:
 
 def spread_loss(table: Tensor) -> Tensor:
     """Push each speaker's vector from its nearest neighbour: `-mean log min distance`."""
-    unit = F.normalize(table.float(), dim=-1)
+    unit = F.normalize(_full(table), dim=-1)
     squared = (2 - 2 * unit @ unit.T).clamp_min(1e-6)
     own = torch.eye(len(table), dtype=torch.bool, device=table.device)
     return -0.5 * squared.masked_fill(own, torch.inf).amin(-1).log().mean()

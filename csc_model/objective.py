@@ -19,11 +19,12 @@ MAX_SCALE = 64.0
 
 
 class Episodes(NamedTuple):
-    """A batch of episodes on the training device. Reference 0 is the anchor's."""
+    """A batch of episodes on the training device. The order of references does not matter."""
 
     mixtures: Tensor  # (batch, condition, time)
     references: Tensor  # (batch, condition, slot, time), silent where a slot has no speaker
     speakers: Tensor  # (batch, condition, slot), row of the speaker table, -1 for nobody
+    anchors: Tensor  # (batch,), the speaker that all conditions of an episode share
     allowed: Tensor  # (batch, condition, condition), who attends to whom
 
 
@@ -60,6 +61,7 @@ class Objective(nn.Module):
 
     def forward(self, episodes: Episodes, contrastive_weight: float = 1.0) -> Losses:
         """Return the losses, averaged so that the mean over equal ranks is that of one process."""
+        episodes = _anchor_first(episodes)
         output = self.model(episodes.mixtures.flatten(0, 1))
         references = episodes.references.flatten(0, 1)
         least, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
@@ -96,7 +98,18 @@ class Objective(nn.Module):
         speakers = episodes.speakers.flatten(0, 1)
         present = (speakers >= 0).float().unsqueeze(-1)
         one_hot = F.one_hot(speakers.clamp_min(0), len(self.table)) * present
-        energy = references.float().square().mean(-1, keepdim=True) * present
+        energy = references.square().mean(-1, keepdim=True) * present
         share = energy / energy.sum(1, keepdim=True).clamp_min(1e-12)
         whole = (one_hot * share).sum(1)
         return torch.cat([one_hot[:, 0], one_hot[:, 1:].flatten(0, 1), whole])
+
+
+def _anchor_first(episodes: Episodes) -> Episodes:
+    """Put the anchor's reference first in every condition, with its label."""
+    others = (episodes.speakers != episodes.anchors[:, None, None]).int()
+    order = others.argsort(stable=True, dim=-1)
+    index = order.unsqueeze(-1).expand_as(episodes.references)
+    return episodes._replace(
+        references=episodes.references.gather(2, index),
+        speakers=episodes.speakers.gather(2, order),
+    )

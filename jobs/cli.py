@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.errors import CscError
+
 if TYPE_CHECKING:
     from jobs.config import Config
     from jobs.run import Run
@@ -184,7 +186,6 @@ def show_config(
 
 def main() -> None:
     """Run the command line; errors that a user can mend are one message, not a trace."""
-    from pipeline.schema import CscError
 
     try:
         sys.exit(app(standalone_mode=False))

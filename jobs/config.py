@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from csc_model.config import ModelConfig
 from pipeline.corpora import IngestConfig
+from pipeline.errors import CscError
 from pipeline.mixing import BuildConfig
-from pipeline.schema import SAMPLE_RATE_HZ, CscError, Strict
+from pipeline.schema import SAMPLE_RATE_HZ, Strict
 from pipeline.trials import TrialConfig
 
 Tree = dict[str, Any]

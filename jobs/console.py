@@ -11,10 +11,11 @@ from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# Where there is no terminal, lines and tables are as wide as they need to be.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
-Advance = Callable[[int, int], None]
+Advance = Callable[..., None]
+"""Called with (done, total, note="")."""
 
 
 def say(text: str) -> None:

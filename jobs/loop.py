@@ -64,7 +64,11 @@ def to_episodes(batch: Batch, seed: int, step: int, rank: int, world: int) -> Ep
     generator = torch.Generator().manual_seed(stream_key(seed, "attention", step) % 2**63)
     allowed = draw_allowed(share * world, conditions, generator)[rank * share : (rank + 1) * share]
     return Episodes(
-        rendered.mixtures, rendered.references, batch.speakers, allowed.to(batch.sources.device)
+        rendered.mixtures,
+        rendered.references,
+        batch.speakers,
+        batch.speakers[:, 0, 0],
+        allowed.to(batch.sources.device),
     )
 
 

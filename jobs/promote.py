@@ -16,7 +16,8 @@ from jobs.config import Config
 from jobs.evaluate import CSC_NAME, DET_FILE, SCORES_FILE, Evaluated
 from jobs.registry import CHALLENGER, CHAMPION, DATASET, MODEL_ID, TRIALS, Registry, Version
 from jobs.train import Trained, local_copy
-from pipeline.schema import CscError, config_hash
+from pipeline.errors import CscError
+from pipeline.schema import config_hash
 from pipeline.shards import INDEX
 
 

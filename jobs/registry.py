@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from csc_model.config import VARIANT
 from jobs.config import Config
-from pipeline.schema import CscError, config_hash
+from pipeline.errors import CscError
+from pipeline.schema import config_hash
 
 MODEL_ID, TRIALS, DATASET = "csc.model_id", "csc.trials", "csc.dataset"
 CHALLENGER, CHAMPION = "challenger", "champion"

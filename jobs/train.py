@@ -20,7 +20,8 @@ from jobs.config import Config
 from jobs.console import Advance, progress
 from jobs.loop import train_loop
 from jobs.registry import Registry
-from pipeline.schema import CscError, config_hash
+from pipeline.errors import CscError
+from pipeline.schema import config_hash
 from pipeline.shards import INDEX
 from pipeline.storage import Folder, arrow_filesystem
 

@@ -11,7 +11,7 @@ from jobs.registry import Registry
 from jobs.scoring import decide
 from jobs.workspace import Workspace
 from pipeline.audio import load
-from pipeline.schema import CscError
+from pipeline.errors import CscError
 from pipeline.shards import INDEX
 
 

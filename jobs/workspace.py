@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.config import Config
-from pipeline.schema import CscError
+from pipeline.errors import CscError
 from pipeline.storage import Folder
 
 LOCK_FILE = ".lock"

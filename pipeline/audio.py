@@ -8,7 +8,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from pipeline.schema import SAMPLE_RATE_HZ, CscError
+from pipeline.errors import CscError
+from pipeline.schema import SAMPLE_RATE_HZ
 
 Samples = NDArray[np.float32]
 Pcm = NDArray[np.int16]

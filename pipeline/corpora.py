@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.schema import SPLITS, CscError, Strict, speaker_id
+from pipeline.errors import CscError
+from pipeline.schema import SPLITS, Strict, speaker_id
 from pipeline.speech import SpeechConfig
 from pipeline.splits import SplitConfig, split_of
 from pipeline.storage import Folder

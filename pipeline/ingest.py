@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.audio import AudioError, Samples, decode_16k, to_pcm
 from pipeline.corpora import AudioFile, IngestConfig, corpus_folder, list_corpus
+from pipeline.errors import CscError
 from pipeline.schema import (
     CATALOGUE,
     REJECT,
@@ -21,7 +22,6 @@ from pipeline.schema import (
     STORE_VERSION,
     STORED_UTTERANCE,
     UTTERANCE,
-    CscError,
     Runner,
     Task,
     config_hash,

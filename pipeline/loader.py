@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.errors import CscError
 from pipeline.mixing import BuildConfig, stream_key
-from pipeline.schema import DATASET_VERSION, SAMPLE_RATE_HZ, CscError
+from pipeline.schema import DATASET_VERSION, SAMPLE_RATE_HZ
 from pipeline.shards import INDEX, damaged, open_shard
 from pipeline.storage import Folder
 

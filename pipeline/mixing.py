@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.schema import SAMPLE_RATE_HZ, CscError, Strict
+from pipeline.errors import CscError
+from pipeline.schema import SAMPLE_RATE_HZ, Strict
 
 TARGET_LEVEL_DBFS = -25.0
 

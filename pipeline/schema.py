@@ -24,10 +24,6 @@ Runner = Callable[[Sequence[Task], Work], None]
 """Does work on every task, in any order and anywhere: `tasks.run_tasks` on Ray."""
 
 
-class CscError(Exception):
-    """Something the user can act on. The message names the place, the reason and what to do."""
-
-
 class Strict(BaseModel):
     """A frozen record that refuses unknown keys and wrong types."""
 

@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.audio import Pcm
-from pipeline.schema import CATALOGUE, CscError
+from pipeline.errors import CscError
+from pipeline.schema import CATALOGUE
 from pipeline.storage import Folder
 
 INDEX = "index.json"

@@ -1,7 +1,6 @@
 """What is in a recording: active speech and its level, noise, clipping, bandwidth; and cuts.
 
-Activity is judged by frame energy, which is right for corpora of read speech: a frame is active
-when it lies within ACTIVE_RANGE_DB of the loud ones.
+Activity is judged by frame energy, which is right for corpora of read speech.
 """
 
 from typing import NamedTuple
@@ -14,7 +13,8 @@ from pipeline.audio import Samples
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
 
 FRAME = SAMPLE_RATE_HZ // 50  # 20 ms
-ACTIVE_RANGE_DB = 30.0
+AUDIBLE_DBFS = -70.0
+ACTIVE_RANGE_DB = 20.0
 SPECTRUM_SIZE = 1024
 BANDWIDTH_RANGE_DB = 50.0
 EMPTY_DB = -120.0
@@ -44,8 +44,13 @@ def frame_levels_db(samples: Samples) -> NDArray[np.float64]:
 
 
 def active_frames(levels_db: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Mark frames within ACTIVE_RANGE_DB of the 95th percentile."""
-    return levels_db > np.percentile(levels_db, 95) - ACTIVE_RANGE_DB
+    """Mark frames that count as speech, by two gates as in ITU-R BS.1770, the second one wider.
+
+    Silence below the first gate has no say in the second, so padding changes no level.
+    """
+    audible = levels_db > AUDIBLE_DBFS
+    gate_db = _mean_level_db(levels_db[audible]) - ACTIVE_RANGE_DB
+    return audible & (levels_db > gate_db)
 
 
 def _mean_level_db(levels_db: NDArray[np.float64]) -> float:

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from pipeline.schema import SPLITS, CscError, Strict, stable_fraction
+from pipeline.errors import CscError
+from pipeline.schema import SPLITS, Strict, stable_fraction
 
 
 class SplitConfig(Strict):

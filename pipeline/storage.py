@@ -22,7 +22,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.schema import CscError
+from pipeline.errors import CscError
 
 
 class File(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from pipeline.schema import CscError, OnProgress, Task, Work
+from pipeline.errors import CscError
+from pipeline.schema import OnProgress, Task, Work
 
 
 def run_tasks(tasks: Sequence[Task], work: Work, on_progress: OnProgress) -> None:

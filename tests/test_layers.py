@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("csc_model", "pipeline", "jobs")
 # A module of the pipeline may import those of its own rank and of lower ones.
 RANKS = [
+    {"errors"},
     {"schema"},
     {"storage", "audio"},
     {"speech", "splits"},

@@ -41,15 +41,12 @@ def objective(kind: str, seed: int = 0) -> Objective:
 def episodes(seed: int, batch: int = 3, conditions: int = 2, slots: int = 2) -> Episodes:
     generator = torch.Generator().manual_seed(seed)
     references = 0.1 * torch.randn(batch, conditions, slots, 2000, generator=generator)
-    speakers = torch.stack(
-        [
-            torch.randperm(NUM_SPEAKERS, generator=generator)[:slots]
-            for _ in range(batch * conditions)
-        ]
-    ).reshape(batch, conditions, slots)
-    speakers[:, :, 0] = speakers[:, :1, 0]
+    orders = torch.rand(batch, conditions, NUM_SPEAKERS, generator=generator)
+    anchors = torch.arange(batch)  # ordered first of all, so that it is there once
+    orders[torch.arange(batch), :, anchors] = -1
+    speakers = orders.argsort(-1)[:, :, :slots]
     allowed = draw_allowed(batch, conditions, generator)
-    return Episodes(references.sum(2), references, speakers, allowed)
+    return Episodes(references.sum(2), references, speakers, anchors, allowed)
 
 
 def gradients(module: Objective, given_episodes: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,32 +112,24 @@ def test_an_empty_slot_costs_what_leaks_into_it() -> None:
     assert costs[1].item() == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.parametrize("slots", [2, 3])
 @pytest.mark.parametrize("kind", SMALL)
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=5, deadline=None)
-def test_the_order_of_interferers_and_slots_changes_nothing(kind: str, seed: int) -> None:
-    """Three slots, the last two references swapped with their labels: no loss, no gradient moves."""
+@settings(max_examples=4, deadline=None)
+def test_the_order_of_references_changes_no_loss_and_no_gradient(
+    kind: str, slots: int, seed: int
+) -> None:
     torch.manual_seed(0)
-    module = Objective(CSC(SMALL[kind].model_copy(update={"num_slots": 3})), NUM_SPEAKERS)
-    plain = episodes(seed, slots=3)
-    order = torch.tensor([0, 2, 1])
-    swapped = plain._replace(
-        references=plain.references[:, :, order], speakers=plain.speakers[:, :, order]
-    )
+    module = Objective(CSC(SMALL[kind].model_copy(update={"num_slots": slots})), NUM_SPEAKERS)
+    module.double()  # to tell an effect from rounding
+    plain = episodes(seed, slots=slots)
+    plain = plain._replace(mixtures=plain.mixtures.double(), references=plain.references.double())
+    swapped = plain._replace(references=plain.references.flip(2), speakers=plain.speakers.flip(2))
     loss, gradient = gradients(module, plain)
     other_loss, other_gradient = gradients(module, swapped)
-    assert other_loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert other_loss.item() == pytest.approx(loss.item(), rel=1e-7)
     for name, value in gradient.items():
-        torch.testing.assert_close(other_gradient[name], value, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", SMALL)
-def test_the_separation_loss_ignores_the_order_of_references(kind: str) -> None:
-    module, plain = objective(kind), episodes(1)
-    swapped = plain._replace(references=plain.references.flip(2))
-    assert module(swapped).separation_db.item() == pytest.approx(
-        module(plain).separation_db.item(), rel=1e-5
-    )
+        torch.testing.assert_close(other_gradient[name], value, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -190,19 +179,18 @@ def test_the_spread_loss_sees_the_nearest_neighbour() -> None:
 
 def test_the_gradients_agree_with_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(3, 4, generator=generator, requires_grad=True)
-    table = torch.randn(5, 4, generator=generator)
-    target = torch.softmax(torch.randn(3, 5, generator=generator), -1)
-    scale, step = torch.tensor(2.0), 1e-2
-    value = contrastive_loss(vectors, table, target, scale).sum()
-    (gradient,) = torch.autograd.grad(value, vectors)
-    for place in np.ndindex(3, 4):
-        shift = torch.zeros_like(vectors)
-        shift[place] = step
-        with torch.no_grad():
-            high = contrastive_loss(vectors + shift, table, target, scale).sum()
-            low = contrastive_loss(vectors - shift, table, target, scale).sum()
-        assert gradient[place].item() == pytest.approx((high - low).item() / (2 * step), abs=2e-3)
+
+    def normal(*shape: int) -> Tensor:
+        x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return x.requires_grad_()
+
+    target = torch.softmax(normal(3, 5), -1).detach()
+    scale = torch.tensor(2.0, dtype=torch.float64)
+    table = normal(5, 4)
+    gradcheck = torch.autograd.gradcheck
+    assert gradcheck(lambda v, t: contrastive_loss(v, t, target, scale), (normal(3, 4), table))
+    assert gradcheck(spread_loss, (table,))
+    assert gradcheck(pairwise_separation_loss, (normal(2, 2, 30), normal(2, 2, 30)))
 
 
 def ten_steps(kind: str) -> list[float]:
@@ -220,28 +208,28 @@ def ten_steps(kind: str) -> list[float]:
 
 GOLDEN = {
     "tcn": [
-        8.54865,
-        3.54596,
-        5.90265,
-        4.77567,
-        4.82259,
-        4.58662,
-        4.93093,
-        1.86092,
-        4.61619,
-        3.22453,
+        5.11726,
+        4.10536,
+        4.60987,
+        4.03696,
+        3.73946,
+        2.94976,
+        2.86416,
+        2.44205,
+        3.89987,
+        4.38295,
     ],
     "galr": [
-        10.55532,
-        7.0066,
-        6.21261,
-        7.30642,
-        6.06118,
-        6.19466,
-        6.18715,
-        6.17525,
-        5.09523,
-        4.49087,
+        7.38562,
+        6.52765,
+        6.60934,
+        5.17091,
+        5.72752,
+        5.78938,
+        5.67629,
+        4.99273,
+        5.2096,
+        5.04239,
     ],
 }
 

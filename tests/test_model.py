@@ -120,7 +120,8 @@ def test_a_small_model_overfits_a_few_mixtures() -> None:
     references = torch.stack([sources, sources.roll(1, 0)], 2)
     speakers = torch.arange(4)[:, None, None].expand(4, 2, 1)
     speakers = torch.cat([speakers, speakers.roll(1, 0)], 2)
-    batch = Episodes(references.sum(2), references, speakers, draw_allowed(4, 2, torch.Generator()))
+    allowed = draw_allowed(4, 2, torch.Generator())
+    batch = Episodes(references.sum(2), references, speakers, speakers[:, 0, 0], allowed)
     optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
     first = module(batch)
     for _ in range(150):
