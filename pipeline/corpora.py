@@ -81,6 +81,10 @@ def list_corpus(corpus: CorpusConfig, splits: SplitConfig) -> list[AudioFile]:
     """
     folder = corpus_folder(corpus)
     sizes = {file.name: file.num_bytes for file in folder.list()}
+    if not sizes:
+        raise CscError(
+            f"corpus {corpus.name!r}: {folder.uri} does not exist or is empty; check its root"
+        )
     if corpus.manifest is None:
         rows = [_row_of_path(name) for name in sizes if name.lower().endswith(AUDIO_SUFFIXES)]
     else:

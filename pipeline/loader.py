@@ -163,7 +163,7 @@ class EpisodeLoader:
         known = pc.index_in(source.field("speaker_id"), value_set=self.speakers)
         speakers = np.full(shape, -1, np.int64)
         speakers[where] = known.fill_null(-1).to_numpy(zero_copy_only=False)
-        arrays = (audio, gains_db, speakers[:, :, :-1], table["episode"].to_numpy())
+        arrays = (audio, gains_db, speakers[:, :, :-1], table["episode"].to_numpy().copy())
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 

@@ -65,10 +65,11 @@ def make_trials(catalogue: pa.Table, split: str, config: TrialConfig, seed: int)
     rows = catalogue.filter(
         pc.and_(pc.equal(catalogue["split"], split), pc.equal(catalogue["kind"], "speech"))
     ).sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
-    rows = rows.take(_first_of_each(rows["speaker_id"].to_pylist(), config.utterances_per_speaker))
+    places = _first_of_each(rows["speaker_id"].to_pylist(), config.utterances_per_speaker)
+    rows = rows.take(pa.array(places, pa.int64()))
     speakers = np.asarray(rows["speaker_id"].to_pylist(), dtype=object)
     distinct, count = np.unique(speakers, return_counts=True)
-    if len(distinct) < 3 or count.max() < 2:
+    if len(distinct) < 3 or max(count) < 2:
         raise CscError(
             f"split {split!r} has {len(distinct)} speaker(s); trials need three, one of them with "
             "two utterances: add recordings, or raise ingest.splits shares"

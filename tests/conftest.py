@@ -1,11 +1,13 @@
 """Small real things for tests: speech-like audio, corpora on disk, a store, a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import soundfile
+from moto.server import ThreadedMotoServer
 
 from pipeline.audio import Samples
 from pipeline.build import build, dataset_id
@@ -97,3 +99,20 @@ def dataset(store: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 def shard_hashes(folder: Folder) -> dict[str, str]:
     return {shard["name"]: shard["sha256"] for shard in folder.read_json("index.json")["shards"]}
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Start an S3 server on loopback and return an address in its bucket."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="lake")
+        yield "s3://lake/work"
+    server.stop()

@@ -1,0 +1,62 @@
+"""Configuration errors name the key, the place and the nearest valid key."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.config import load_config
+from pipeline.errors import CscError
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lrr=1", "--set train.lrr=1: unknown key train.lrr; did you mean train.lr?"),
+        ("lr=1", "unknown key lr; did you mean train.lr?"),
+        ("trian.lr=1", "--set trian.lr=1: unknown key trian; did you mean train"),
+        ("ingest.corpora.0.rot='x'", "did you mean ingest.corpora.0.root?"),
+        ("train.steps=1.5", "--set train.steps=1.5: train.steps: .*integer"),
+        ("train.lr='fast'", "train.lr: .*number.*'fast'"),
+        ("train.lr=-1", "train.lr: .*greater than 0"),
+        ("train.workers=3", "--set train.workers=3: train: batch_size 16 is not a multiple"),
+        ("model.hop=1024", "model: hop 1024 leaves gaps"),
+        ("model.num_slots=3", "model.num_slots is 3 .* mixtures of 2 speakers"),
+        ("build.mixing.sir_min_db=20", "sir_min_db is above sir_max_db"),
+        ("promote.guarded=['sir_9_db']", "promote.guarded names sir_9_db"),
+        ("ingest.corpora.7.name='x'", "there is no such key"),
+        ("train.lr", "write it as key=value"),
+    ],
+)
+def test_a_wrong_override_is_explained(override: str, said: str) -> None:
+    with pytest.raises(CscError, match=said.replace("?", r"\?")):
+        load_config("demo", [override])
+
+
+def test_a_wrong_file_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    with pytest.raises(CscError, match="no configuration"):
+        load_config(str(path))
+    path.write_text("seed = ")
+    with pytest.raises(CscError, match=r"mine\.toml: .*; correct the file"):
+        load_config(str(path))
+    path.write_text("seed = 1\nsede = 2\n[[ingest.corpora]]\nname = 'a'\nroot = '.'\n")
+    with pytest.raises(CscError, match=r"mine\.toml: unknown key sede; did you mean seed\?"):
+        load_config(str(path))
+    path.write_text("seed = 1\n")
+    with pytest.raises(CscError, match=r"mine\.toml: ingest: Field required"):
+        load_config(str(path))
+
+
+def test_values_are_taken_as_toml_or_else_as_text() -> None:
+    config = load_config("demo", ["train.lr=1e-4", "workspace=s3://a/b", "mlflow.uri='http://x'"])
+    assert config.train.lr == 1e-4
+    assert config.workspace == "s3://a/b"
+    assert config.mlflow.uri == "http://x"
+
+
+def test_the_learned_encoder_with_galr_is_a_choice_of_the_demo() -> None:
+    config = load_config(
+        "demo",
+        ["model.frontend=conv", "model.trunk=galr", "model.window=16", "model.hop=8"],
+    )
+    assert config.model.trunk == "galr"

@@ -1,0 +1,300 @@
+"""The whole way on real speech: every component is the real one, only the sizes are small."""
+
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+import csc_model
+from jobs.config import Config, load_config
+from jobs.evaluate import Evaluated
+from jobs.promote import promote, register
+from jobs.registry import CHALLENGER, CHAMPION, Registry
+from jobs.train import Trained
+from jobs.workspace import Workspace
+from pipeline.audio import load as load_audio
+from pipeline.build import build, dataset_id
+from pipeline.corpora import SAMPLE
+from pipeline.errors import CscError
+from pipeline.ingest import ingest, list_corpora, store_id
+from pipeline.shards import encode
+from pipeline.storage import Folder
+from tests.conftest import serially, shard_hashes, write_corpus
+
+SMALL = [
+    "ingest.corpora.0.manifest='manifest.csv'",
+    "build.train_episodes=64",
+    "build.valid_episodes=16",
+    "build.episodes_per_shard=16",
+    "build.mixing.seconds=0.5",
+    "model.frontend='conv'",
+    "model.window=128",
+    "model.hop=64",
+    "model.num_bins=32",
+    "model.trunk='galr'",
+    "model.channels=16",
+    "model.hidden=16",
+    "model.shared_blocks=1",
+    "model.separation_blocks=1",
+    "model.speaker_blocks=1",
+    "model.embedding_dim=32",
+    "train.steps=12",
+    "train.batch_size=8",
+    "train.validate_every=4",
+    "evaluate.trials.utterances_per_speaker=2",
+    "evaluate.trials.nontargets_per_test=10",
+    "evaluate.bootstrap_replicates=100",
+]
+CSC = str(Path(sys.executable).parent / "csc")
+PAIR = sorted(str(path) for path in SAMPLE.glob("speechocean762/soc0005/*"))[:2]
+
+
+def command(name: str, workspace: Path, *more: str) -> list[str]:
+    settings = [word for text in SMALL for word in ("--set", text)]
+    return [CSC, name, "--workspace", str(workspace), *settings, *more]
+
+
+def csc(name: str, workspace: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(name, workspace, *more), capture_output=True, text=True, check=False
+    )
+
+
+def configured(workspace: Path) -> Config:
+    return load_config("demo", [*SMALL, f"workspace='{workspace}'"])
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which `csc run` was killed in mid-training and then went through."""
+    root = tmp_path_factory.mktemp("workspace")
+    first = subprocess.Popen(command("run", root), stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if "valid EER" in line:
+            time.sleep(3)  # a checkpoint counts once Ray's controller has seen it
+            break
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = csc("run", root)
+    assert second.returncode == 0, second.stderr
+    (root / "said.txt").write_text(second.stdout)
+    return root
+
+
+def only(folder: Path) -> Folder:
+    (found,) = folder.iterdir()
+    return Folder.at(found)
+
+
+def test_a_run_says_what_it_made_and_what_to_try(workspace: Path) -> None:
+    said = (workspace / "said.txt").read_text()
+    assert re.search(r"csc +│ .*\d\.\d \[", said)
+    for word in ("untrained", "mfcc", "clean", "sir_5_db", "sir_0_db", "champion, it is the first"):
+        assert word in said
+    assert len(re.findall(r"^  (csc verify|csc run|mlflow ui) ", said, re.MULTILINE)) == 3
+
+
+def test_a_killed_run_goes_on_where_it_was(workspace: Path) -> None:
+    said = (workspace / "said.txt").read_text()
+    assert said.count("finished before") == 2  # ingest and build
+    model = only(workspace / "models")
+    assert model.read_json("index.json")["steps"] == 12
+    assert not model.exists("checkpoints")
+    registry = registry_of(workspace)
+    history = registry._client.get_metric_history(model.read_json("run.json"), "total")
+    assert max(metric.step for metric in history) == 12
+    assert len(history) < 2 * 4  # steps before the checkpoint were not done twice
+
+
+def test_a_second_run_does_nothing_again(workspace: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workspace.glob("*/*/*")}
+    again = csc("run", workspace)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 4
+    assert "starting Ray" not in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in workspace.glob("*/*/*")} == before
+
+
+def test_ray_and_a_kill_leave_the_shards_of_a_plain_loop(workspace: Path, tmp_path: Path) -> None:
+    config = configured(workspace)
+    listing = list_corpora(config.ingest)
+    store = Folder.at(tmp_path / "s").child(store_id(config.ingest, listing))
+    ingest(store, config.ingest, listing, serially)
+    assert shard_hashes(store) == shard_hashes(only(workspace / "utterances"))
+    name = dataset_id(store.read_json("index.json"), config.build, config.seed)
+    dataset = Folder.at(tmp_path / "d").child(name)
+    build(dataset, store, config.build, config.seed, serially)
+    assert shard_hashes(dataset) == shard_hashes(only(workspace / "mixtures"))
+
+
+def test_the_evaluation_is_complete(workspace: Path) -> None:
+    evaluation = only(workspace / "evaluations")
+    index = evaluation.read_json("index.json")
+    assert index["trials"]["speakers"] == 31
+    assert {(row["system"], row["condition"]) for row in index["results"]} == {
+        (system, condition)
+        for system in ("csc", "untrained", "mfcc")
+        for condition in ("clean", "sir_5_db", "sir_0_db")
+    }
+    for row in index["results"]:
+        assert 0 < row["eer"]["low"] <= row["eer"]["value"] <= row["eer"]["high"] < 0.6
+        assert 0 < row["min_dcf"] <= 1
+    assert evaluation.read("det.png").startswith(b"\x89PNG")
+    scores = pq.read_table(evaluation.open_input("scores.parquet"))
+    assert len(scores) == index["trials"]["count"]
+
+
+def registry_of(workspace: Path) -> Registry:
+    config = configured(workspace)
+    return Registry(Workspace(config).mlflow_uri, config)
+
+
+def test_the_registered_version_is_whole(workspace: Path, tmp_path: Path) -> None:
+    registry = registry_of(workspace)
+    champion, challenger = registry.by_alias(CHAMPION), registry.by_alias(CHALLENGER)
+    assert champion is not None
+    assert champion == challenger
+    assert champion.tags["csc.variant"] == "reconstructed-v1"
+    assert champion.tags["csc.dataset"] == Path(only(workspace / "mixtures").uri).name
+    assert re.fullmatch(r"0\.\d{4} \[0\.\d{4}, 0\.\d{4}\]", champion.tags["eer.clean"])
+    uri = f"models:/{registry.model}@{CHAMPION}"
+    folder = registry.download(uri, tmp_path)
+    assert not list(folder.rglob("*.pkl"))
+    samples = load_audio(PAIR[0])
+    expected = csc_model.CSC.load(folder / "model").embed(torch.from_numpy(samples))[0].numpy()
+    served = mlflow.pyfunc.load_model(uri).predict(samples[None])
+    np.testing.assert_allclose(served[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("format_", ["WAV", "MP3", "OGG"])
+def test_verify_answers_for_any_format(workspace: Path, tmp_path: Path, format_: str) -> None:
+    samples, rate_hz = soundfile.read(PAIR[1])
+    other = tmp_path / f"b.{format_.lower()}"
+    soundfile.write(other, np.stack([samples, samples], 1), rate_hz, format=format_)
+    answer = csc_verify(workspace, PAIR[1], str(other))
+    assert answer.returncode == 0, answer.stderr
+    assert "same speaker" in answer.stdout
+    assert float(re.search(r"score (-?[\d.]+)", answer.stdout)[1]) > 0.9  # type: ignore[index]
+
+
+def csc_verify(workspace: Path, *files: str) -> subprocess.CompletedProcess[str]:
+    words = [CSC, "verify", *files, "--workspace", str(workspace)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_verify_refuses_what_it_cannot_hear(workspace: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    answer = csc_verify(workspace, PAIR[0], str(broken))
+    assert answer.returncode == 1
+    assert re.match(r"error: .*broken\.wav: unreadable", answer.stderr)
+    answer = csc_verify(tmp_path / "nothing", *PAIR)
+    assert answer.returncode == 1
+    assert "has no model yet" in answer.stderr
+
+
+def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path) -> None:
+    """The scores of two further versions are made; registry and gate are the real ones."""
+    registry, config = registry_of(workspace), configured(workspace)
+    model, evaluation = only(workspace / "models"), only(workspace / "evaluations")
+    trained = Trained(model, model.read_json("index.json"))
+    about = evaluation.read_json("index.json")
+    first = registry.by_alias(CHAMPION)
+    assert first is not None
+    verdicts = []
+    for shift in (-1.0, 1.0):
+        scores = pq.read_table(evaluation.open_input("scores.parquet"))
+        for condition in config.promote.guarded:
+            name = f"csc.{condition}"
+            moved = scores[name].to_numpy() + shift * scores["target"].to_numpy()
+            scores = scores.set_column(scores.column_names.index(name), name, pa.array(moved))
+        folder = Folder.at(workspace.parent / f"shift{shift}")
+        for file in ("index.json", "det.png"):
+            folder.put(file, evaluation.read(file))
+        folder.put("scores.parquet", encode(scores, 1 << 16))
+        run_id = registry.create_run(f"shift{shift}", config, about | {"store": "s"})
+        again = Trained(model, trained.about | {"run": run_id})
+        version, new = register(again, Evaluated(folder, about), registry)
+        assert new
+        verdicts.append((version, promote(registry, config)))
+    (worse, refusal), (better, promotion) = verdicts
+    assert not refusal.promoted
+    assert f"worse than version {first.number}" in refusal.why
+    assert refusal.differences["clean"]["low"] > 0
+    assert promotion.promoted
+    champion = registry.by_alias(CHAMPION)
+    assert champion is not None
+    assert champion.number == better.number != worse.number
+    assert champion.tags["csc.promoted_from"] == first.number
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "ingest.corpora.0.root='/nowhere'"], "/nowhere does not exist or is empty"),
+        (["--set", "train.lrr=1"], "did you mean train.lr?"),
+        (["--workspace", "/dev/null/x"], "cannot write to the workspace /dev/null/x"),
+        (["--config", "nothing"], "no configuration 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path: Path, more: list[str], said: str) -> None:
+    answer = csc("run", tmp_path, *more)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: ")
+    assert said in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_corpus_with_one_speaker_is_explained(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "one", 1, 4)
+    path = tmp_path / "one.toml"
+    path.write_text(f"[[ingest.corpora]]\nname = 'one'\nroot = '{corpus}'\n")
+    config = load_config(str(path), [f"workspace='{tmp_path / 'w'}'"])
+    listing = list_corpora(config.ingest)
+    store = Workspace(config).utterances.child(store_id(config.ingest, listing))
+    ingest(store, config.ingest, listing, serially)
+    with pytest.raises(CscError, match="1 speaker"):
+        build(Workspace(config).mixtures.child("d"), store, config.build, 1, serially)
+
+
+def test_two_commands_do_not_share_a_workspace(tmp_path: Path) -> None:
+    with Workspace(configured(tmp_path)).locked():
+        answer = csc("ingest", tmp_path)
+    assert answer.returncode == 1
+    assert "another csc is at work" in answer.stderr
+
+
+def test_a_locked_or_foreign_database_is_named(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    path = tmp_path / "mlflow.db"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(CscError, match=r"mlflow\.db: database is locked; close the program"):
+        Registry(Workspace(config).mlflow_uri, config)
+    holder.close()
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(CscError, match="file is not a database"):
+        Registry(Workspace(config).mlflow_uri, config)
+
+
+def test_help_comes_at_once_and_names_every_stage() -> None:
+    answer = subprocess.run([CSC, "--help"], capture_output=True, text=True, check=True)
+    for stage in ("run", "ingest", "build", "train", "evaluate", "register", "promote", "verify"):
+        assert f" {stage} " in answer.stdout
+    heavy = "import sys, jobs.cli; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "set()"
