@@ -138,7 +138,7 @@ def _weigh(carrier: Tensor, masks: Tensor) -> Tensor:
     """Multiply by real masks. Torch would first make a complex copy of them."""
     if not carrier.is_complex():
         return carrier * masks
-    return torch.complex(carrier.real * masks, carrier.imag * masks)
+    return torch.view_as_complex(torch.view_as_real(carrier) * masks.unsqueeze(-1))
 
 
 def _activity(views: Tensor) -> Tensor:

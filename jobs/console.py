@@ -29,7 +29,7 @@ def show(table: Table) -> None:
 
 def heading(stage: str, about: str) -> None:
     """Announce a stage."""
-    console.print(f"[bold]{stage}[/bold]  {about}")
+    console.print(f"[bold]{stage}[/bold]  {about}".rstrip())
 
 
 @contextmanager
@@ -56,15 +56,20 @@ def _bar(what: str) -> Iterator[Callable[..., None]]:
 
 
 def _lines(what: str) -> Iterator[Callable[..., None]]:
-    began = last = time.monotonic()
+    last = time.monotonic()
+    first: tuple[float, int] | None = None  # a resumed stage begins somewhere in the middle
 
     def advance(done: int, total: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal first, last
         now = time.monotonic()
-        if done >= total or now - last >= SECONDS_BETWEEN_LINES:
-            last = now
-            left = (now - began) / max(done, 1) * (total - done)
-            say(f"  {what} {done}/{total}  {note}  about {left:.0f} s left".replace("    ", "  "))
-            sys.stdout.flush()
+        first = first or (now, done)
+        if done < total and now - last < SECONDS_BETWEEN_LINES:
+            return
+        last, left = now, ""
+        if first[1] < done < total:
+            pace_s = (now - first[0]) / (done - first[1])
+            left = f"about {pace_s * (total - done):.0f} s left"
+        say("  ".join(part for part in (f"  {what} {done}/{total}", note, left) if part))
+        sys.stdout.flush()
 
     yield advance

@@ -38,6 +38,7 @@ def register(trained: Trained, evaluated: Evaluated, registry: Registry) -> tupl
     run_id = trained.about["run"]
     known = registry.version_of(run_id)
     if known is not None and known.tags.get(TRIALS) == evaluated.about["trials"]["hash"]:
+        registry.move_alias(CHALLENGER, known, {})  # an earlier run may have ended before this
         return known, False
     with tempfile.TemporaryDirectory(prefix="csc-register-") as scratch:
         model = local_copy(trained.folder, Path(scratch) / "model")

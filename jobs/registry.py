@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def _mlflow_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, RequestException) as error:
+    except (MlflowException, SQLAlchemyError, RequestException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise CscError(f"MLflow at {uri}: {reason}; check mlflow.uri and try again") from error
 
@@ -117,7 +118,8 @@ class Registry:
 
         jobs = Path(__file__).parent
         with _mlflow_errors(self.uri):
-            with mlflow.start_run(run_id=run_id):
+            with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # on type hints, see serving.py
                 logged = mlflow.pyfunc.log_model(
                     name="csc",
                     python_model=str(jobs / "serving.py"),

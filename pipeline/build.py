@@ -122,12 +122,13 @@ def _finish(
     train = of_split(catalogue, "train")
     speech = train.filter(pc.equal(train["kind"], "speech"))
     records = sorted(committed_shards(dataset, name).values())
+    about = store.read_json(INDEX)
     index = {
         "version": DATASET_VERSION,
         "id": name,
-        "store": store.read_json(INDEX)["id"],
+        "store": about["id"],
         "seed": seed,
-        "config": config.model_dump(),
+        "config": {"build": config.model_dump(), "ingest": about["config"]},
         "speakers": sorted(pc.unique(speech["speaker_id"]).to_pylist()),
         "episodes": {
             split: sum(record.rows for record in records if record.name.startswith(f"{split}-"))

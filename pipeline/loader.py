@@ -82,7 +82,7 @@ class EpisodeLoader:
         if batch_size % world:
             raise CscError(f"a batch of {batch_size} episodes cannot be shared by {world} workers")
         self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
-        self.mixing = BuildConfig.model_validate(index["config"]).mixing
+        self.mixing = BuildConfig.model_validate(index["config"]["build"]).mixing
         self.speakers = pa.array(index["speakers"], pa.string())
         self.share = batch_size // world
         self.steps_per_epoch = index["episodes"][split] // batch_size
