@@ -19,7 +19,7 @@ from csc_model.model import CSC
 from jobs.config import Config
 from jobs.loop import new_model
 from jobs.report import det_plot
-from jobs.scoring import Embed, embed_mfcc, embed_places, embed_with, score, scored
+from jobs.scoring import Embed, Views, embed_mfcc, embed_with, score, scored, test_side
 from jobs.train import Trained, local_copy
 from pipeline.schema import OnProgress, config_hash
 from pipeline.shards import INDEX, encode, read_catalogue
@@ -52,6 +52,7 @@ def evaluate(
     """Score the test trials into a folder named by `evaluation_id`, or return what is there."""
     if folder.exists(INDEX):
         return Evaluated(folder, folder.read_json(INDEX))
+    torch.set_num_threads(config.train.threads)  # more would fight with numpy's for the cores
     trials = make_trials(read_catalogue(store), "test", config.evaluate.trials, config.seed)
     with tempfile.TemporaryDirectory(prefix="csc-model-") as scratch:
         model = CSC.load(local_copy(trained.folder, Path(scratch) / "model"))
@@ -93,19 +94,21 @@ def score_systems(
     config: Config,
     on_progress: OnProgress,
 ) -> Scores:
-    """Embed every utterance under every condition and score the trials, system by system."""
-    conditions = config.evaluate.trials.conditions
-    total = len(systems) * len(conditions)
-    scores: Scores = {}
-    for system, embed in systems.items():
-        enrolment = embed_places(embed, audio, range(len(audio.pcm)), None)
-        scores[system] = {}
-        for condition, sir_db in conditions.items():
-            views = enrolment
-            if sir_db is not None:
-                views = embed_places(embed, audio, range(len(audio.pcm)), sir_db)
-            scores[system][condition] = score(views, enrolment, trials)
-            on_progress(sum(map(len, scores.values())), total)
+    """Embed every utterance under every condition with every system, and score the trials."""
+    conditions, count = config.evaluate.trials.conditions, len(audio.pcm)
+    scores: Scores = {system: {} for system in systems}
+    enrolment: dict[str, Views] = {}
+    for number, (condition, sir_db) in enumerate(conditions.items()):
+        views: dict[str, list[Views]] = {system: [] for system in systems}
+        for place in range(count):
+            samples = test_side(audio, place, sir_db)
+            for system, embed in systems.items():
+                views[system].append(embed(samples))
+            on_progress(number * count + place + 1, len(conditions) * count)
+        for system, embedded in views.items():
+            stacked = np.stack(embedded)
+            enrolment.setdefault(system, stacked)  # the first condition is clean
+            scores[system][condition] = score(stacked, enrolment[system], trials)
     return scores
 
 

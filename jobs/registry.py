@@ -3,7 +3,6 @@
 import logging
 import sqlite3
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,8 +117,7 @@ class Registry:
 
         jobs = Path(__file__).parent
         with _mlflow_errors(self.uri):
-            with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # on type hints, see serving.py
+            with mlflow.start_run(run_id=run_id):
                 logged = mlflow.pyfunc.log_model(
                     name="csc",
                     python_model=str(jobs / "serving.py"),
