@@ -53,8 +53,12 @@ def _run(
     config = _config(source, overrides, workspace)
     from jobs.run import Run
 
-    with Run(config, fresh=fresh) as run:
-        yield run
+    try:
+        with Run(config, fresh=fresh) as run:
+            yield run
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
 
 
 def _arguments(source: str, overrides: list[str] | None, workspace: str | None) -> str:
@@ -188,10 +192,7 @@ def main() -> None:
     """Run the command line; errors that a user can mend are one message, not a trace."""
 
     try:
-        sys.exit(app(standalone_mode=False))
+        app()
     except CscError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)

@@ -1,6 +1,7 @@
 """Train: dataset in, best model out, through Ray Train; a killed run goes on where it was."""
 
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,7 +111,11 @@ def _fit(
             worker_runtime_env={"env_vars": WORKER_ENV},
         ),
     )
-    with progress("steps") as advance, _listening(reporter, registry, run_id, config, advance):
+    with (
+        progress("steps") as advance,
+        _listening(reporter, registry, run_id, config, advance),
+        _interruptible(),
+    ):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -118,6 +123,18 @@ def _fit(
     if result.checkpoint is None:
         raise CscError(f"training left no checkpoint in {folder.uri}: run again with --fresh")
     return result.checkpoint
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have Ctrl-C end the command as it does elsewhere: Ray Train's handler exits, and stays."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _cause(error: BaseException) -> str:

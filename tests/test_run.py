@@ -289,6 +289,18 @@ def test_a_locked_or_foreign_database_is_named(tmp_path: Path) -> None:
         Registry(Workspace(config).mlflow_uri, config)
 
 
+def test_an_interrupted_command_says_so_and_leaves_no_index(tmp_path: Path) -> None:
+    running = subprocess.Popen(command("ingest", tmp_path), stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("utterances/*/shard-*.done.json")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.strip() == "stopped; the same command goes on from here"
+    assert not list(tmp_path.glob("utterances/*/index.json"))
+
+
 def test_help_comes_at_once_and_names_every_stage() -> None:
     answer = subprocess.run([CSC, "--help"], capture_output=True, text=True, check=True)
     for stage in ("run", "ingest", "build", "train", "evaluate", "register", "promote", "verify"):
