@@ -13,6 +13,7 @@ from pipeline.schema import SAMPLE_RATE_HZ
 
 Samples = NDArray[np.float32]
 Pcm = NDArray[np.int16]
+MIN_SECONDS = 0.3  # less than a syllable or two says nothing of a speaker
 
 
 class AudioError(Exception):
@@ -72,6 +73,9 @@ def load(path: str | Path) -> Samples:
         raise CscError(f"{path}: {error.reason}: {error.detail}; give another file") from error
     except OSError as error:
         raise CscError(f"{path}: {error.strerror}; check the path") from error
+    seconds = len(samples) / SAMPLE_RATE_HZ
+    if seconds < MIN_SECONDS:
+        raise CscError(f"{path}: too short: {seconds:.2f} s; give at least {MIN_SECONDS} s")
     if not np.any(np.abs(samples) > 1e-4):
         raise CscError(f"{path}: silent: no sample is above -80 dBFS; give another file")
     return samples

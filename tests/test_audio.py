@@ -90,7 +90,10 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     silent.write_bytes(encoded(np.zeros(16_000), SAMPLE_RATE_HZ, format="WAV"))
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    for path, reason in ((silent, "silent"), (broken, "unreadable"), (tmp_path / "no", "No such")):
+    short = tmp_path / "short.wav"
+    short.write_bytes(encoded(voice(1, 1)[:160], SAMPLE_RATE_HZ, format="WAV"))
+    reasons = {silent: "silent", broken: "unreadable", short: "too short: 0.01 s"}
+    for path, reason in (reasons | {tmp_path / "no": "No such"}).items():
         with pytest.raises(CscError, match=f"{path.name}.*{reason}"):
             load(path)
 
