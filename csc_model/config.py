@@ -11,7 +11,7 @@ VARIANT = "reconstructed-v1"
 class ModelConfig(BaseModel):
     """Sizes of a CSC model. The defaults are those of a small GALR on a learned encoder."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     sample_rate_hz: int = Field(16_000, ge=8_000, le=48_000)
     num_slots: int = Field(2, ge=1, le=4)

@@ -56,7 +56,8 @@ def _curves(target: Floats, nontarget: Floats, ends: NDArray[np.int64]) -> tuple
     """Return miss and false-alarm rates of weights in ascending order of score, `(..., point)`."""
     rejected = [np.cumsum(weight, -1)[..., ends] for weight in (target, nontarget)]
     start = np.zeros((*rejected[0].shape[:-1], 1))
-    miss, correct = (np.concatenate([start, r / r[..., -1:]], -1) for r in rejected)
+    with np.errstate(invalid="ignore"):  # a replicate without trials of a kind has no rate
+        miss, correct = (np.concatenate([start, r / r[..., -1:]], -1) for r in rejected)
     return miss, 1 - correct
 
 
@@ -70,7 +71,8 @@ def _crossing(miss: Floats, false_alarm: Floats) -> Floats:
     after = np.argmax(gap >= 0, -1)[..., None]
     above = np.take_along_axis(gap, after, -1)
     below = np.take_along_axis(gap, after - 1, -1)
-    part = -below / (above - below)
+    with np.errstate(invalid="ignore"):
+        part = -below / (above - below)
     first = np.take_along_axis(miss, after - 1, -1)
     return (first + part * (np.take_along_axis(miss, after, -1) - first))[..., 0]
 
@@ -110,8 +112,17 @@ def eer_replicates(trials: Trials, counts: NDArray[np.int64]) -> Floats:
 
 
 def interval(value: float, replicates: Floats) -> Interval:
-    """Return a value with the central 95 % of its bootstrap replicates."""
-    low, high = np.percentile(replicates, [2.5, 97.5])
+    """Return a value with the central 95 % of its bootstrap replicates.
+
+    Replicates in which no target or no non-target trial was drawn say nothing and are left out.
+
+    Raises:
+        ValueError: fewer than half of the replicates are left: there are too few speakers.
+    """
+    told = replicates[np.isfinite(replicates)]
+    if 2 * len(told) < len(replicates):
+        raise ValueError("too few speakers for an interval")
+    low, high = np.percentile(told, [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
 

@@ -1,5 +1,6 @@
 """The command `csc`. Heavy libraries are imported inside of commands: help must come at once."""
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ FreshOption = Annotated[
 def _config(source: str, overrides: list[str] | None, workspace: str | None) -> "Config":
     from jobs.config import load_config
 
-    extra = [] if workspace is None else [f"workspace='{workspace}'"]
+    extra = [] if workspace is None else [f"workspace={json.dumps(workspace)}"]
     return load_config(source, [*(overrides or []), *extra])
 
 
@@ -166,8 +167,11 @@ def verify(
     enrolment: Annotated[str, typer.Argument(help="A clean recording of one speaker.")],
     test: Annotated[str, typer.Argument(help="A recording, with other voices in it or not.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="models:/NAME@ALIAS, models:/NAME/VERSION, folder.")
-    ] = "models:/csc-speaker-encoder@champion",
+        str | None,
+        typer.Option(
+            "--model", "-m", help="models:/NAME/VERSION, or a folder; without it, the champion."
+        ),
+    ] = None,
     config: ConfigOption = "demo",
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
@@ -195,4 +199,7 @@ def main() -> None:
         app()
     except CscError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        typer.echo(f"error: {error}; check free space, also in the temporary folder", err=True)
         sys.exit(1)

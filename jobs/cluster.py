@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.config import Config
+from pipeline.errors import CscError
 
 
 @contextmanager
@@ -20,7 +21,11 @@ def ray_session(config: Config) -> Iterator[None]:
     if config.ray.address == "local":
         own["num_cpus"] = max(os.cpu_count() or 1, config.train.workers)
         own["include_dashboard"] = False
-    ray.init(address=config.ray.address, log_to_driver=False, logging_level="ERROR", **own)
+    try:
+        ray.init(address=config.ray.address, log_to_driver=False, logging_level="ERROR", **own)
+    except (ConnectionError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CscError(f"no Ray at {config.ray.address}: {reason}; check ray.address") from error
     try:
         yield
     finally:

@@ -122,7 +122,7 @@ def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(tree, override)
     try:
-        return Config.model_validate_json(json.dumps(tree))
+        return Config.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         raise CscError("\n".join(_explain(error, source, overrides))) from None
 

@@ -87,6 +87,16 @@ def systems_of(model: CSC, config: Config) -> dict[str, Embed]:
     }
 
 
+def score_model(
+    model: CSC, store: Folder, config: Config, on_progress: OnProgress
+) -> tuple[pa.Table, str]:
+    """Score the test trials with one model; return the table of scores and the trials' hash."""
+    trials = make_trials(read_catalogue(store), "test", config.evaluate.trials, config.seed)
+    systems = {CSC_NAME: embed_with(model)}
+    scores = score_systems(systems, TrialAudio(store, trials), trials, config, on_progress)
+    return score_table(scores, trials), trials.hash(config.evaluate.trials)
+
+
 def score_systems(
     systems: Mapping[str, Embed],
     audio: TrialAudio,

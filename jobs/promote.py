@@ -1,6 +1,7 @@
 """Registration and the gate: a challenger becomes champion when it is not worse."""
 
 import getpass
+import os
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,13 +13,15 @@ import pyarrow.parquet as pq
 
 from csc_model import metrics
 from csc_model.config import VARIANT
+from csc_model.model import CSC
 from jobs.config import Config
-from jobs.evaluate import CSC_NAME, DET_FILE, SCORES_FILE, Evaluated
+from jobs.evaluate import CSC_NAME, DET_FILE, SCORES_FILE, Evaluated, score_model
 from jobs.registry import CHALLENGER, CHAMPION, DATASET, MODEL_ID, TRIALS, Registry, Version
 from jobs.train import Trained, local_copy
 from pipeline.errors import CscError
-from pipeline.schema import config_hash
+from pipeline.schema import OnProgress, config_hash
 from pipeline.shards import INDEX
+from pipeline.storage import Folder
 
 
 class Decision(NamedTuple):
@@ -36,9 +39,11 @@ def register(trained: Trained, evaluated: Evaluated, registry: Registry) -> tupl
     Returns the version, and whether it is new: a model is registered once.
     """
     run_id = trained.about["run"]
-    known = registry.version_of(run_id)
-    if known is not None and known.tags.get(TRIALS) == evaluated.about["trials"]["hash"]:
-        registry.move_alias(CHALLENGER, known, {})  # an earlier run may have ended before this
+    known = registry.version_of(run_id, evaluated.about["trials"]["hash"])
+    if known is not None:
+        challenger = registry.by_alias(CHALLENGER)
+        if challenger is None or int(challenger.number) < int(known.number):
+            registry.move_alias(CHALLENGER, known, {})  # an earlier run ended just before this
         return known, False
     with tempfile.TemporaryDirectory(prefix="csc-register-") as scratch:
         model = local_copy(trained.folder, Path(scratch) / "model")
@@ -81,11 +86,14 @@ def _flat(index: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def promote(registry: Registry, config: Config) -> Decision:
+def promote(registry: Registry, store: Folder, config: Config, on_progress: OnProgress) -> Decision:
     """Judge the challenger and, if it passes, make it champion; the decision is kept either way.
 
+    A champion that was scored on other trials is scored on the challenger's first.
+
     Raises:
-        CscError: there is no challenger, or the two were not scored on the same trials.
+        CscError: there is no challenger, its trials are not those of this store and configuration,
+            or another promotion came in between.
     """
     challenger, champion = registry.by_alias(CHALLENGER), registry.by_alias(CHAMPION)
     if challenger is None:
@@ -94,23 +102,31 @@ def promote(registry: Registry, config: Config) -> Decision:
         )
     if champion is not None and champion.number == challenger.number:
         return Decision(True, "it is champion already", challenger, {})
-    decision = _judge(registry, challenger, champion, config)
+    decision = Decision(True, "it is the first", challenger, {})
+    if champion is not None:
+        ours, theirs = (
+            _scores(registry, version, challenger.tags[TRIALS], store, config, on_progress)
+            for version in (challenger, champion)
+        )
+        decision = _judge(challenger, champion, ours, theirs, config)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     record = {
         "challenger": challenger.number,
         "champion": champion.number if champion else None,
         "promoted": decision.promoted,
         "why": decision.why,
-        "who": getpass.getuser(),
+        "who": _user(),
         "when": now,
         "margin": config.promote.margin,
         "eer_challenger_minus_champion": decision.differences,
     }
     registry.log_decision(challenger.run_id, record, f"decisions/{now}.json")
+    if registry.by_alias(CHAMPION) != champion:
+        raise CscError("another promotion came in between: look at the champion and run again")
     if decision.promoted:
         tags = {
             "csc.promoted_when": now,
-            "csc.promoted_by": getpass.getuser(),
+            "csc.promoted_by": _user(),
             "csc.promoted_from": champion.number if champion else "none",
             "csc.promoted_why": decision.why,
         }
@@ -119,11 +135,8 @@ def promote(registry: Registry, config: Config) -> Decision:
 
 
 def _judge(
-    registry: Registry, challenger: Version, champion: Version | None, config: Config
+    challenger: Version, champion: Version, ours: pa.Table, theirs: pa.Table, config: Config
 ) -> Decision:
-    if champion is None:
-        return Decision(True, "it is the first", challenger, {})
-    ours, theirs = (_scores(registry, version, challenger) for version in (challenger, champion))
     counts = metrics.draw_speakers(
         len(set(ours["test_speaker"].to_pylist()) | set(ours["enrolment_speaker"].to_pylist())),
         config.evaluate.bootstrap_replicates,
@@ -143,17 +156,41 @@ def _judge(
     return Decision(not worse, why, challenger, differences)
 
 
-def _scores(registry: Registry, version: Version, challenger: Version) -> pa.Table:
-    """Fetch the scores of a version on the challenger's trials."""
-    path = f"{_evaluation_path(challenger.tags[TRIALS])}/{SCORES_FILE}"
+def _user() -> str:
+    """Return who promotes; a container's user may have a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _scores(
+    registry: Registry,
+    version: Version,
+    trials_hash: str,
+    store: Folder,
+    config: Config,
+    on_progress: OnProgress,
+) -> pa.Table:
+    """Fetch the scores of a version on some trials; make and keep them if there are none yet."""
+    below = _evaluation_path(trials_hash)
     with tempfile.TemporaryDirectory(prefix="csc-scores-") as scratch:
-        found = registry.fetch(version.run_id, path, Path(scratch))
-        if found is None:
+        found = registry.fetch(version.run_id, f"{below}/{SCORES_FILE}", Path(scratch))
+        if found is not None:
+            return pq.read_table(found)
+        uri = f"models:/{registry.model}/{version.number}"
+        model = CSC.load(registry.download(uri, Path(scratch)) / "model")
+        table, scored_hash = score_model(model, store, config, on_progress)
+        if scored_hash != trials_hash:
             raise CscError(
-                f"version {version.number} was not scored on the trials of version "
-                f"{challenger.number}: evaluate and register it with the same trials first"
+                "the challenger was scored on trials of other data or another configuration than "
+                "this: give the one that it was evaluated with"
             )
-        return pq.read_table(found)
+        kept = Path(scratch) / "evaluation"
+        kept.mkdir()
+        pq.write_table(table, kept / SCORES_FILE)
+        registry.log_folder(version.run_id, kept, below)
+        return table
 
 
 def _difference(

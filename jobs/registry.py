@@ -50,8 +50,9 @@ class Registry:
         import mlflow
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        mlflow.set_tracking_uri(uri)
-        self._client = mlflow.MlflowClient(uri)
+        with _mlflow_errors(uri):
+            mlflow.set_tracking_uri(uri)
+            self._client = mlflow.MlflowClient(uri)
 
     def create_run(self, model_id: str, config: Config, dataset: dict[str, Any]) -> str:
         """Make the MLflow run of a training and return its id."""
@@ -133,13 +134,14 @@ class Registry:
             self._client.set_registered_model_alias(self.model, CHALLENGER, made.version)
         return Version(str(made.version), run_id, tags)
 
-    def version_of(self, run_id: str) -> Version | None:
-        """Return the newest version that a run was registered as, if any."""
+    def version_of(self, run_id: str, trials_hash: str) -> Version | None:
+        """Return the version that a run was registered as with these trials, if any."""
         with _mlflow_errors(self.uri):
             found = self._client.search_model_versions(f"name = '{self.model}'")
-        versions = [version for version in found if version.run_id == run_id]
-        newest = max(versions, key=lambda version: int(version.version), default=None)
-        return _version(newest) if newest else None
+        for version in map(_version, found):
+            if version.run_id == run_id and version.tags.get(TRIALS) == trials_hash:
+                return version
+        return None
 
     def by_alias(self, alias: str) -> Version | None:
         """Return the version that an alias points to, if any."""

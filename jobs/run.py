@@ -4,6 +4,7 @@ A stage first sees to the ones it needs. Each is named by a hash of all it depen
 earlier run finished is found and returned, what it left undone is completed.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,8 +27,6 @@ from pipeline.schema import Task, Work
 from pipeline.shards import INDEX
 from pipeline.storage import Folder
 from pipeline.tasks import run_tasks
-
-STAGES = ("ingest", "build", "train", "evaluate", "register", "promote")
 
 
 class Run:
@@ -68,7 +67,7 @@ class Run:
     def _stage(self, name: str, folder: Folder) -> Iterator[list[str]]:
         """Announce a stage, time it and print what it says it made."""
         if self.fresh:
-            folder.remove()
+            folder.remove(first=INDEX)
         finished, began = folder.exists(INDEX), time.monotonic()
         heading(name, "finished before" if finished else "")
         lines: list[str] = []
@@ -145,7 +144,8 @@ class Run:
     def promote(self) -> Decision:
         _ = self.register
         heading("promote", "")
-        decision = promote(self.registry, self.config)
+        with progress("embedded") as advance:
+            decision = promote(self.registry, self.ingest[0], self.config, advance)
         verdict = CHAMPION if decision.promoted else "refused"
         say(f"  version {decision.version.number}: {verdict}, {decision.why}")
         return decision
@@ -155,7 +155,7 @@ def summary(run: Run, arguments: str) -> None:
     """Print what a whole run made, its metrics, and what to try next."""
     say("")
     show(metrics_table(run.evaluate.about))
-    pair = " ".join(str(path) for path in sorted(SAMPLE.glob("speechocean762/soc0005/*"))[:2])
+    pair = shlex.join(str(path) for path in sorted(SAMPLE.glob("speechocean762/soc0005/*"))[:2])
     say(f"\nMade in {run.workspace.folder.uri}:")
     for what, folder in (
         ("utterance store", run.ingest[0]),
@@ -168,4 +168,4 @@ def summary(run: Run, arguments: str) -> None:
     say("\nNext:")
     say(f"  csc verify{arguments} {pair}")
     say(f"  csc run{arguments} --set train.steps={2 * run.config.train.steps}")
-    say(f"  mlflow ui --backend-store-uri {run.workspace.mlflow_uri}")
+    say(f"  mlflow ui --backend-store-uri {shlex.quote(run.workspace.mlflow_uri)}")

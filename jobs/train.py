@@ -3,8 +3,9 @@
 import shutil
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,13 @@ from jobs.loop import train_loop
 from jobs.registry import Registry
 from pipeline.errors import CscError
 from pipeline.schema import config_hash
-from pipeline.shards import INDEX
+from pipeline.shards import INDEX, read_catalogue
 from pipeline.storage import Folder, arrow_filesystem
+from pipeline.trials import make_trials
 
 POLL_SECONDS = 1.0
 RAY_FOLDER, RUN_FILE = "checkpoints", "run.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
 # Large tensors of a step are returned to the system and faulted in again without huge pages.
 WORKER_ENV = {"THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -67,15 +70,24 @@ def train(
     Raises:
         CscError: training failed; the message is the worker's.
     """
-    if folder.exists(INDEX):
-        return Trained(folder, folder.read_json(INDEX))
-    about = dataset.read_json(INDEX)
+    if not folder.exists(INDEX):
+        _train_and_export(folder, store, dataset, config, registry)
+    folder.child(RAY_FOLDER).remove(first=SNAPSHOT)
+    return Trained(folder, folder.read_json(INDEX))
+
+
+def _train_and_export(
+    folder: Folder, store: Folder, dataset: Folder, config: Config, registry: Registry
+) -> None:
+    catalogue, about = read_catalogue(store), dataset.read_json(INDEX)
+    for split in ("valid", "test"):  # what cannot be judged afterwards is not worth training
+        make_trials(catalogue, split, config.evaluate.trials, config.seed)
     name = model_id(about, config)
     if not folder.exists(RUN_FILE):
         folder.put_json(RUN_FILE, registry.create_run(name, config, about))
     run_id = folder.read_json(RUN_FILE)
     checkpoint = _fit(folder, store, dataset, config, registry, run_id, len(about["speakers"]))
-    return Trained(folder, _export(folder, checkpoint, name, run_id, about, config))
+    _export(folder, checkpoint, name, run_id, about, config)
 
 
 def _fit(
@@ -150,24 +162,29 @@ def _listening(
 ) -> Iterator[None]:
     """Show and log what rank 0 reports, in a thread beside the training."""
     over = threading.Event()
+    waiting: deque[tuple[int, dict[str, float]]] = deque()
 
     def hand_on() -> None:
-        for step, metrics in ray.get(reporter.take.remote()):
+        waiting.extend(ray.get(reporter.take.remote()))
+        while waiting:
+            step, metrics = waiting[0]
             registry.log_metrics(run_id, step, metrics)
             advance(step, config.train.steps, note(metrics))
+            waiting.popleft()
 
     def listen() -> None:
         while not over.wait(POLL_SECONDS):
-            hand_on()
+            with suppress(CscError):  # MLflow is away for a moment: the lines wait
+                hand_on()
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     try:
         yield
-        hand_on()
     finally:
         over.set()
-        thread.join(timeout=30)
+        thread.join()
+    hand_on()
 
 
 def note(metrics: dict[str, float]) -> str:
@@ -189,7 +206,7 @@ def _export(
     run_id: str,
     dataset: dict[str, Any],
     config: Config,
-) -> dict[str, Any]:
+) -> None:
     """Copy the best weights out of the last checkpoint; the index makes them count."""
     with checkpoint.as_directory() as path:
         state = State.read(Path(path))
@@ -209,8 +226,6 @@ def _export(
         "config": config.model_dump(),
     }
     folder.put_json(INDEX, index)
-    folder.child(RAY_FOLDER).remove()
-    return index
 
 
 def local_copy(folder: Folder, to: Path) -> Path:

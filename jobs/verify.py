@@ -4,10 +4,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from csc_model.model import CONFIG_FILE, CSC
+from csc_model.model import CSC
 from jobs.config import Config
 from jobs.console import say
-from jobs.registry import Registry
+from jobs.registry import CHAMPION, Registry
 from jobs.scoring import decide
 from jobs.workspace import Workspace
 from pipeline.audio import load
@@ -15,19 +15,24 @@ from pipeline.errors import CscError
 from pipeline.shards import INDEX
 
 
-def verify(enrolment: str, test: str, model_uri: str, config: Config) -> bool:
+def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> bool:
     """Score two files with a registered model, or a folder of one; print and return the answer.
 
     Raises:
         CscError: a file cannot be used, or there is no such model.
     """
+    model_uri = model_uri or f"models:/{config.mlflow.model}@{CHAMPION}"
     clips = load(enrolment), load(test)
     with tempfile.TemporaryDirectory(prefix="csc-verify-") as scratch:
         folder = _artifacts(model_uri, config, Path(scratch))
-        if not (folder / "model" / CONFIG_FILE).exists():
-            raise CscError(f"{model_uri} holds no CSC model: name a version that csc registered")
-        model = CSC.load(folder / "model")
-        threshold = json.loads((folder / "evaluation" / INDEX).read_text())["threshold"]
+        try:
+            model = CSC.load(folder / "model")
+            threshold = json.loads((folder / "evaluation" / INDEX).read_text())["threshold"]
+        except (FileNotFoundError, ValueError) as error:
+            raise CscError(
+                f"{model_uri}: {error}; name a version that csc registered, or a folder with its "
+                "`model` and `evaluation`"
+            ) from error
     score, details = decide(model, *clips)
     same = score >= threshold
     say(f"{'same speaker' if same else 'different speakers'}")

@@ -1,6 +1,7 @@
 """Audio in: decode by content, one channel, one rate, one sample format."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.schema import SAMPLE_RATE_HZ
 
 Samples = NDArray[np.float32]
 Pcm = NDArray[np.int16]
+BLOCK = 1 << 18
 MIN_SECONDS = 0.3  # less than a syllable or two says nothing of a speaker
 
 
@@ -35,14 +37,24 @@ def decode(data: bytes) -> tuple[Samples, int]:
     if not data:
         raise AudioError("empty", "the file has no bytes")
     try:
-        channels, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate_hz, blocks = int(file.samplerate), list(_blocks(file))
     except soundfile.LibsndfileError as error:
         raise AudioError("unreadable", error.error_string) from error
-    if not len(channels):
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise AudioError("unreadable", f"{type(error).__name__} while decoding") from error
+    if not blocks:
         raise AudioError("empty", "the file has a header and no samples")
-    if not np.isfinite(channels).all():
+    samples = np.concatenate(blocks)
+    if not np.isfinite(samples).all():
         raise AudioError("not_finite", "the file has NaN or infinite samples")
-    return channels.mean(axis=1, dtype=np.float32), int(rate_hz)
+    return samples, rate_hz
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[Samples]:
+    """Read to the end whatever length the header claims, channels averaged."""
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        yield block.mean(axis=1, dtype=np.float32)
 
 
 def decode_16k(data: bytes) -> Samples:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audio import Pcm
+from pipeline.errors import CscError
 from pipeline.mixing import (
     BuildConfig,
     MixingConfig,
@@ -64,7 +65,10 @@ def plan_shards(catalogue: pa.Table, config: BuildConfig, seed: int) -> list[dic
     episodes = {"train": config.train_episodes, "valid": config.valid_episodes}
     for split in BUILT_SPLITS:
         rows = of_split(catalogue, split)
-        MixingTable(rows, config.mixing)  # says here, once, if the split is too small
+        try:
+            MixingTable(rows, config.mixing)
+        except CscError as error:  # said here, once, before any work
+            raise CscError(f"split {split!r}: {error}, or change ingest.splits") from error
         shards = pc.unique(rows.filter(pc.equal(rows["kind"], "speech"))["shard"]).to_pylist()
         noise = pc.unique(rows.filter(pc.equal(rows["kind"], "noise"))["shard"]).to_pylist()
         key = stream_key(seed, split)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Self
 
@@ -13,7 +14,6 @@ from pipeline.speech import SpeechConfig
 from pipeline.splits import SplitConfig, split_of
 from pipeline.storage import Folder
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".sph")
 SAMPLE_PREFIX = "sample:"
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -21,7 +21,8 @@ SAMPLE = Path(__file__).parent / "sample"
 class CorpusConfig(Strict):
     """Where a corpus lies and how it is laid out.
 
-    Without a manifest, the first folder below the root names the speaker of all audio inside it.
+    Without a manifest, every file is tried, and the first folder below the root names the speaker;
+    a file beside the folders has a `pseudo` label: it stands in as its own speaker.
     A manifest is a CSV beside the audio with the columns `path` and `speaker`, and optionally
     `session`, `split` and `gender`.
     """
@@ -63,6 +64,7 @@ class AudioFile(NamedTuple):
     session_id: str
     split: str
     gender: str
+    label_kind: str
 
 
 def corpus_folder(corpus: CorpusConfig) -> Folder:
@@ -86,14 +88,9 @@ def list_corpus(corpus: CorpusConfig, splits: SplitConfig) -> list[AudioFile]:
             f"corpus {corpus.name!r}: {folder.uri} does not exist or is empty; check its root"
         )
     if corpus.manifest is None:
-        rows = [_row_of_path(name) for name in sizes if name.lower().endswith(AUDIO_SUFFIXES)]
+        rows = [_row_of_path(name) for name in sizes]
     else:
         rows = _manifest_rows(folder, corpus.manifest)
-    if not rows:
-        raise CscError(
-            f"corpus {corpus.name!r}: no audio in {folder.uri}; it should hold "
-            f"SPEAKER/FILE with one of {' '.join(AUDIO_SUFFIXES)}, or a manifest (see the README)"
-        )
     missing = next((row["path"] for row in rows if row["path"] not in sizes), None)
     if missing is not None:
         folder.path(missing)  # a name that leads outside is refused as such
@@ -103,19 +100,26 @@ def list_corpus(corpus: CorpusConfig, splits: SplitConfig) -> list[AudioFile]:
 
 
 def _row_of_path(path: str) -> dict[str, str]:
-    parts = PurePosixPath(path).parts
-    return {"path": path, "speaker": parts[0] if len(parts) > 1 else PurePosixPath(path).stem}
+    """Take the first folder for the speaker; a loose file stands in as its own."""
+    first, inside, _ = path.partition("/")
+    return {"path": path, "speaker": first, "label_kind": "given" if inside else "pseudo"}
 
 
 def _manifest_rows(folder: Folder, name: str) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(folder.read(name).decode("utf-8-sig")))
+    try:
+        reader = csv.DictReader(io.StringIO(folder.read(name).decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise CscError(f"{folder.path(name)} is not UTF-8; save it as such") from error
     rows = list(reader)
     lacking = {"path", "speaker"} - set(reader.fieldnames or ())
     if lacking:
         raise CscError(f"{folder.path(name)}: no column {', '.join(sorted(lacking))}; add it")
-    paths = {row["path"] for row in rows}
-    if "" in paths or len(paths) < len(rows):
-        raise CscError(f"{folder.path(name)}: a path is empty or stands twice; correct it")
+    for line, row in enumerate(rows, start=2):
+        if not row["path"] or not row["speaker"]:
+            raise CscError(f"{folder.path(name)} line {line}: path or speaker is empty; fill it in")
+    twice = [path for path, count in Counter(row["path"] for row in rows).items() if count > 1]
+    if twice:
+        raise CscError(f"{folder.path(name)}: {twice[0]} stands twice; correct it")
     return rows
 
 
@@ -138,4 +142,5 @@ def _audio_file(
         f"{speaker}/{session}",
         split,
         row.get("gender") or "",
+        row.get("label_kind", "given"),
     )

@@ -73,7 +73,8 @@ def ingest(store: Folder, config: IngestConfig, listing: list[AudioFile], run: R
 def store_id(config: IngestConfig, listing: list[AudioFile]) -> str:
     """Return the name of the store that this configuration makes of these files.
 
-    Where the corpora lie does not matter, so local copies and a bucket give the same store.
+    Files are told apart by name and size. Where the corpora lie does not matter, so local copies
+    and a bucket give the same store.
     """
     described = config.model_dump()
     for corpus in described["corpora"]:
@@ -147,7 +148,7 @@ def _utterance(file: AudioFile, digest: str, segment: Samples, start: int, quali
         "speaker_id": file.speaker_id,
         "session_id": file.session_id,
         "kind": file.kind,
-        "label_kind": "given",
+        "label_kind": file.label_kind,
         "split": file.split,
         "gender": file.gender,
         "corpus": file.corpus,

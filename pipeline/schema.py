@@ -27,7 +27,7 @@ Runner = Callable[[Sequence[Task], Work], None]
 class Strict(BaseModel):
     """A frozen record that refuses unknown keys and wrong types."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 UTTERANCE = pa.schema(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
+from botocore.exceptions import BotoCoreError
 
 from pipeline.errors import CscError
 
@@ -39,10 +40,13 @@ def explained(action: str, uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise CscError(f"cannot {action} {uri}: it does not exist; check the path") from error
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except ImportError as error:
+        raise CscError(f"cannot {action} {uri}: {error}; install it") from error
+    except (OSError, BotoCoreError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CscError(
-            f"cannot {action} {uri}: {reason}; check free space and permissions, then run again"
+            f"cannot {action} {uri}: {reason}; check the address, free space and permissions, "
+            "then run again"
         ) from error
 
 
@@ -146,11 +150,22 @@ class Folder:
                 return filesystem.open_input_file(inside)
             return pa.PythonFile(self._fs.open(path, "rb"), mode="r")
 
-    def remove(self) -> None:
-        """Delete the folder and all in it, if it is there."""
+    def remove(self, first: str) -> None:
+        """Delete the folder and all in it, if it is there; before all else the file `first`.
+
+        That file is what makes the folder count as whole: what a kill leaves does not.
+        """
         with explained("remove", self.uri):
+            if self._fs.exists(self.path(first)):
+                self._fs.rm_file(self.path(first))
             if self._fs.exists(self.uri):
                 self._fs.rm(self.uri, recursive=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -161,6 +176,7 @@ def _replace(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        Path(beside).chmod(0o666 & ~_umask())
         Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)

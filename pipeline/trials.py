@@ -21,6 +21,7 @@ from pipeline.shards import read_pcm
 from pipeline.storage import Folder
 
 TRIALS_VERSION = 1
+MIN_SPEAKERS = 5  # fewer give no interval
 
 
 class TrialConfig(Strict):
@@ -60,7 +61,7 @@ def make_trials(catalogue: pa.Table, split: str, config: TrialConfig, seed: int)
     """Make the trials of a split: all target pairs, and non-targets drawn for each test.
 
     Raises:
-        CscError: the split has fewer than three speakers, or none with two utterances.
+        CscError: the split has fewer than MIN_SPEAKERS speakers, or none with two utterances.
     """
     rows = catalogue.filter(
         pc.and_(pc.equal(catalogue["split"], split), pc.equal(catalogue["kind"], "speech"))
@@ -69,10 +70,10 @@ def make_trials(catalogue: pa.Table, split: str, config: TrialConfig, seed: int)
     rows = rows.take(pa.array(places, pa.int64()))
     speakers = np.asarray(rows["speaker_id"].to_pylist(), dtype=object)
     distinct, count = np.unique(speakers, return_counts=True)
-    if len(distinct) < 3 or max(count) < 2:
+    if len(distinct) < MIN_SPEAKERS or max(count) < 2:
         raise CscError(
-            f"split {split!r} has {len(distinct)} speaker(s); trials need three, one of them with "
-            "two utterances: add recordings, or raise ingest.splits shares"
+            f"split {split!r} has {len(distinct)} speaker(s); trials need {MIN_SPEAKERS}, one of "
+            "them with two utterances: add recordings, or raise its share in ingest.splits"
         )
     interferer, pairs = [], []
     for test, speaker in enumerate(speakers):

@@ -60,6 +60,17 @@ def test_formats_are_told_by_content(format_: dict[str, str]) -> None:
     assert abs(len(samples) - len(voice(1, 1))) < 0.1 * SAMPLE_RATE_HZ
 
 
+@pytest.mark.parametrize("claimed", [0, 2**36 - 1])
+def test_a_flac_that_lies_about_its_length_costs_no_more_than_itself(claimed: int) -> None:
+    """libsndfile cannot seek in it, and would have memory taken for all that is claimed."""
+    data = bytearray(encoded(voice(1, 1), SAMPLE_RATE_HZ, format="FLAC"))
+    data[21] = data[21] & 0xF0 | claimed >> 32  # the lower 36 bits from here on are the length
+    data[22:26] = (claimed & 0xFFFFFFFF).to_bytes(4)
+    with pytest.raises(AudioError) as caught:
+        decode(bytes(data))
+    assert caught.value.reason == "unreadable"
+
+
 def test_channels_are_averaged() -> None:
     stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], 1)
     samples, _ = decode(encoded(stereo, SAMPLE_RATE_HZ, format="WAV", subtype="FLOAT"))

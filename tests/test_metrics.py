@@ -111,6 +111,18 @@ def test_a_paired_difference_is_told_from_chance() -> None:
     assert metrics.interval(0.0, same).low < 0 < metrics.interval(0.0, same).high
 
 
+def test_too_few_speakers_give_no_interval() -> None:
+    identity = np.array([0, 0, 1, 1])
+    trials = metrics.Trials(
+        np.arange(4.0), np.array([True, False, True, False]), identity, np.array([0, 1, 1, 0])
+    )
+    replicates = metrics.eer_replicates(trials, metrics.draw_speakers(2, 200, seed=0))
+    with pytest.raises(ValueError, match="too few speakers"):
+        metrics.interval(0.5, np.where(replicates > 9, replicates, np.nan))
+    some = metrics.interval(0.5, np.append(replicates[np.isfinite(replicates)], np.nan))
+    assert np.isfinite(some.low)
+
+
 def test_the_threshold_decides_at_the_equal_error_rate() -> None:
     trials = some_trials(1.5)
     threshold = metrics.eer_threshold(trials.score, trials.target)

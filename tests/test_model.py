@@ -59,6 +59,14 @@ def test_embeddings_do_not_depend_on_the_level(kind: str, gain: float) -> None:
 
 
 @pytest.mark.parametrize("kind", SMALL)
+def test_separation_keeps_length_and_level(kind: str) -> None:
+    model, waveform = CSC(SMALL[kind]).eval(), torch.from_numpy(voice(1, 1))
+    sources = model.separate(waveform)
+    assert sources.shape == (2, len(waveform))
+    torch.testing.assert_close(model.separate(0.1 * waveform), 0.1 * sources, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SMALL)
 def test_silence_embeds_to_something_finite(kind: str) -> None:
     vectors, activity = CSC(SMALL[kind]).eval().embed(torch.zeros(4000))
     assert torch.isfinite(vectors).all()

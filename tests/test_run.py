@@ -18,7 +18,7 @@ import torch
 
 import csc_model
 from jobs.config import Config, load_config
-from jobs.evaluate import Evaluated
+from jobs.evaluate import Evaluated, evaluate
 from jobs.promote import promote, register
 from jobs.registry import CHALLENGER, CHAMPION, Registry
 from jobs.train import Trained
@@ -228,7 +228,8 @@ def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path
         again = Trained(model, trained.about | {"run": run_id})
         version, new = register(again, Evaluated(folder, about), registry)
         assert new
-        verdicts.append((version, promote(registry, config)))
+        store = only(workspace / "utterances")
+        verdicts.append((version, promote(registry, store, config, lambda *_: None)))
     (worse, refusal), (better, promotion) = verdicts
     assert not refusal.promoted
     assert f"worse than version {first.number}" in refusal.why
@@ -238,6 +239,25 @@ def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path
     assert champion is not None
     assert champion.number == better.number != worse.number
     assert champion.tags["csc.promoted_from"] == first.number
+
+
+def test_a_champion_of_other_trials_is_scored_on_the_challengers(workspace: Path) -> None:
+    registry, store = registry_of(workspace), only(workspace / "utterances")
+    model = only(workspace / "models")
+    config = load_config(
+        "demo",
+        [*SMALL, f"workspace='{workspace}'", "evaluate.trials.nontargets_per_test=7"],
+    )
+    about = model.read_json("index.json")
+    run_id = registry.create_run("again", config, {"id": about["dataset"], "store": "s"})
+    trained = Trained(model, about | {"run": run_id})
+    folder = Folder.at(workspace.parent / "other-trials")
+    evaluated = evaluate(folder, store, trained, config, lambda *_: None)
+    version, _ = register(trained, evaluated, registry)
+    decision = promote(registry, store, config, lambda *_: None)
+    assert decision.promoted
+    assert decision.version.number == version.number
+    assert all(gap["value"] == 0 for gap in decision.differences.values())
 
 
 @pytest.mark.parametrize(
