@@ -202,7 +202,7 @@ class Worker:
         return Losses(*(term.detach() for term in losses)), grad_norm
 
     def tell(self, metrics: dict[str, float]) -> None:
-        """Send metrics of this step to the driver; rank 0 speaks for all."""
+        """Send metrics of this step to the driver: rank 0 does, so losses are of its share."""
         if self.rank == 0:
             self.job.reporter.put.remote(self.state.step, metrics)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipeline.build import build, dataset_id
 from pipeline.errors import CscError
@@ -26,8 +27,6 @@ def named(root: Folder, store: Folder) -> Folder:
 
 
 def test_ray_builds_what_a_loop_builds(store: Folder, dataset: Folder, tmp_path: Path) -> None:
-    import ray
-
     hashes = []
     seen: list[tuple[int, int]] = []
 
@@ -50,8 +49,12 @@ def test_errors_of_ray_tasks_arrive_as_they_are(tmp_path: Path) -> None:
     def work(task: object) -> None:
         raise CscError("shard 7: the disk is full")
 
-    with pytest.raises(CscError, match="shard 7: the disk is full"):
-        run_tasks([{"a": 1}], work, lambda *_: None)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(CscError, match="shard 7: the disk is full"):
+            run_tasks([{"a": 1}], work, lambda *_: None)
+    finally:
+        ray.shutdown()
 
 
 def test_s3_holds_the_same_bytes(store: Folder, dataset: Folder, s3: str) -> None:
