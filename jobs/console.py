@@ -41,7 +41,7 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
 def _bar(what: str) -> Iterator[Callable[..., None]]:
     columns = (
         TextColumn("  {task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),

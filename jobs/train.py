@@ -188,13 +188,12 @@ def _listening(
 
 
 def note(metrics: dict[str, float]) -> str:
-    """Return a line that a person can read."""
+    """Return what fits beside the progress bar of a narrow terminal; MLflow has the rest."""
     if "valid_eer" in metrics:
         gain = metrics["valid_si_snr_improvement_db"]
         return f"valid EER {metrics['valid_eer']:.1%}, separation {gain:+.1f} dB"
     return (
-        f"loss {metrics['total']:.2f} (separation {metrics['separation_db']:.1f} dB, "
-        f"contrastive {metrics['contrastive_nats']:.2f} nats), "
+        f"loss {metrics['total']:.2f}, sep. {metrics['separation_db']:.1f} dB, "
         f"{metrics['audio_seconds_per_s']:.0f} audio-s/s, wait {metrics['data_wait_share']:.0%}"
     )
 
