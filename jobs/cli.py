@@ -88,40 +88,26 @@ def run_all(
         summary(run, _arguments(config, set_, workspace))
 
 
-@app.command()
-def ingest(
-    config: ConfigOption = "demo",
-    set_: SetOption = None,
-    workspace: WorkspaceOption = None,
-    fresh: FreshOption = False,
-) -> None:
-    """Read the corpora into the utterance store; what is not kept is listed with its reason."""
-    with _run(config, set_, workspace, fresh) as run:
-        _ = run.ingest
+def _stage_command(stage: str, about: str) -> None:
+    def command(
+        config: ConfigOption = "demo",
+        set_: SetOption = None,
+        workspace: WorkspaceOption = None,
+        fresh: FreshOption = False,
+    ) -> None:
+        with _run(config, set_, workspace, fresh) as run:
+            getattr(run, stage)
+
+    app.command(stage, help=about)(command)
 
 
-@app.command()
-def build(
-    config: ConfigOption = "demo",
-    set_: SetOption = None,
-    workspace: WorkspaceOption = None,
-    fresh: FreshOption = False,
-) -> None:
-    """Mix utterances into shards of episodes: one speaker under several interfering conditions."""
-    with _run(config, set_, workspace, fresh) as run:
-        _ = run.build
-
-
-@app.command()
-def train(
-    config: ConfigOption = "demo",
-    set_: SetOption = None,
-    workspace: WorkspaceOption = None,
-    fresh: FreshOption = False,
-) -> None:
-    """Train the CSC model; checkpoints let a stopped run go on."""
-    with _run(config, set_, workspace, fresh) as run:
-        _ = run.train
+_stage_command(
+    "ingest", "Read the corpora into the utterance store; what is not kept has its reason listed."
+)
+_stage_command(
+    "build", "Mix utterances into shards of episodes: one speaker under interfering conditions."
+)
+_stage_command("train", "Train the CSC model; checkpoints let a stopped run go on.")
 
 
 @app.command()
