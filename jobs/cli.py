@@ -180,7 +180,6 @@ def show_config(
 
 def main() -> None:
     """Run the command line; errors that a user can mend are one message, not a trace."""
-
     try:
         app()
     except CscError as error:

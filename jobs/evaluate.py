@@ -24,7 +24,7 @@ from jobs.train import Trained, local_copy
 from pipeline.schema import OnProgress, config_hash
 from pipeline.shards import INDEX, encode, read_catalogue
 from pipeline.storage import Folder
-from pipeline.trials import TrialAudio, TrialConfig, Trials, make_trials
+from pipeline.trials import TrialAudio, Trials, make_trials
 
 CSC_NAME, UNTRAINED, MFCC = "csc", "untrained", "mfcc"
 REFERENCES = (UNTRAINED, MFCC)
@@ -53,11 +53,9 @@ def evaluate(
     if folder.exists(INDEX):
         return Evaluated(folder, folder.read_json(INDEX))
     torch.set_num_threads(config.train.threads)  # more would fight with numpy's for the cores
-    trials = make_trials(read_catalogue(store), "test", config.evaluate.trials, config.seed)
     with tempfile.TemporaryDirectory(prefix="csc-model-") as scratch:
         model = CSC.load(local_copy(trained.folder, Path(scratch) / "model"))
-    systems = systems_of(model, config)
-    scores = score_systems(systems, TrialAudio(store, trials), trials, config, on_progress)
+    scores, trials = _score_split("test", systems_of(model, config), store, config, on_progress)
     index = {
         "id": evaluation_id(trained.about["id"], config),
         "model": trained.about["id"],
@@ -91,10 +89,22 @@ def score_model(
     model: CSC, store: Folder, config: Config, on_progress: OnProgress
 ) -> tuple[pa.Table, str]:
     """Score the test trials with one model; return the table of scores and the trials' hash."""
-    trials = make_trials(read_catalogue(store), "test", config.evaluate.trials, config.seed)
     systems = {CSC_NAME: embed_with(model)}
-    scores = score_systems(systems, TrialAudio(store, trials), trials, config, on_progress)
+    scores, trials = _score_split("test", systems, store, config, on_progress)
     return score_table(scores, trials), trials.hash(config.evaluate.trials)
+
+
+def _score_split(
+    split: str,
+    systems: Mapping[str, Embed],
+    store: Folder,
+    config: Config,
+    on_progress: OnProgress,
+) -> tuple[Scores, Trials]:
+    """Make the trials of a split and score them with every system."""
+    trials = make_trials(read_catalogue(store), split, config.evaluate.trials, config.seed)
+    audio = TrialAudio(store, trials)
+    return score_systems(systems, audio, trials, config, on_progress), trials
 
 
 def score_systems(
@@ -152,13 +162,11 @@ def summarise(scores: Scores, trials: Trials, config: Config) -> dict[str, Any]:
 
 def _threshold(model: CSC, store: Folder, config: Config) -> float:
     """Return the score at which to decide: the EER point of the pooled validation trials."""
-    trials_config: TrialConfig = config.evaluate.trials
-    trials = make_trials(read_catalogue(store), "valid", trials_config, config.seed)
-    scores = score_systems(
-        {CSC_NAME: embed_with(model)}, TrialAudio(store, trials), trials, config, lambda *_: None
-    )[CSC_NAME]
-    pooled = np.concatenate(list(scores.values()))
-    return metrics.eer_threshold(pooled, np.tile(trials.target, len(scores)))
+    systems = {CSC_NAME: embed_with(model)}
+    scores, trials = _score_split("valid", systems, store, config, lambda *_: None)
+    by_condition = list(scores[CSC_NAME].values())
+    target = np.tile(trials.target, len(by_condition))
+    return metrics.eer_threshold(np.concatenate(by_condition), target)
 
 
 def score_table(scores: Scores, trials: Trials) -> pa.Table:

@@ -15,8 +15,8 @@ from pipeline.errors import CscError
 from pipeline.shards import INDEX
 
 
-def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> bool:
-    """Score two files with a registered model, or a folder of one; print and return the answer.
+def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> None:
+    """Score two files with a registered model, or a folder of one; print the answer.
 
     Raises:
         CscError: a file cannot be used, or there is no such model.
@@ -34,12 +34,10 @@ def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> 
                 "`model` and `evaluation`"
             ) from error
     score, details = decide(model, *clips)
-    same = score >= threshold
-    say(f"{'same speaker' if same else 'different speakers'}")
+    say("same speaker" if score >= threshold else "different speakers")
     say(f"  score {score:.3f}, threshold {threshold:.3f} (equal error rate on validation trials)")
     say(f"  best match in the second file: {details['view']}")
     say(f"  energy of its slots: {', '.join(f'{share:.0%}' for share in details['activity'])}")
-    return same
 
 
 def _artifacts(model_uri: str, config: Config, scratch: Path) -> Path:

@@ -62,11 +62,12 @@ class Workspace:
                 "choose another with --workspace, or make it writable"
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CscError(
+                    f"another csc is at work in {self.folder.uri}: wait for it, or use --workspace"
+                ) from error
             yield
-        except BlockingIOError as error:
-            raise CscError(
-                f"another csc is at work in {self.folder.uri}: wait for it, or use --workspace"
-            ) from error
         finally:
             os.close(handle)
