@@ -1,9 +1,16 @@
-"""Audio in: decode by content, one channel, one rate, one sample format."""
+"""Audio in: decode by content, one channel, one rate, one sample format, in blocks.
+
+libsndfile reads what it knows; other containers (m4a, mp4, webm, ...) go through the ffmpeg
+libraries in PyAV's wheels. Both may crash or hang on a hostile file: `decoder` keeps them in a
+process of their own.
+"""
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import av
 import numpy as np
 import soundfile
 import soxr
@@ -14,58 +21,177 @@ from pipeline.schema import SAMPLE_RATE_HZ
 
 Samples = NDArray[np.float32]
 Pcm = NDArray[np.int16]
-BLOCK = 1 << 18
+Native = tuple[int, Samples]
+"""A block as it was recorded: its rate in Hz, and samples `(time, channel)` in [-1, 1]."""
+
+BLOCK_FRAMES = 1 << 14  # what a fault in the middle of a file may cost
+RATES_HZ = range(1_000, 768_001)
 MIN_SECONDS = 0.3  # less than a syllable or two says nothing of a speaker
+FLAC_SAMPLES_PER_BYTE = 1 << 13  # silence, in the largest blocks there are
+UNREAD_BYTES = 1 << 15  # libFLAC reads ahead by less
+# Plain media only: a playlist would have ffmpeg open whatever file or address it names.
+CONTAINERS = "mov,matroska,aac,mp3,flac,wav,ogg,asf,avi,mpegts,mpeg,flv,amr,aiff,caf,ac3,ape,wv,tta"
 
 
 class AudioError(Exception):
-    """A file gives no usable audio. `reason` is one of the reject codes."""
+    """A file gives no usable audio, or none from here on. `reason` is one of the reject codes."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
 
-def decode(data: bytes) -> tuple[Samples, int]:
-    """Decode whatever libsndfile reads, going by content: mono samples in [-1, 1], and the rate.
+def stream(file: BinaryIO, start_s: float = 0.0, duration_s: float = 0.0) -> Iterator[Samples]:
+    """Decode a file, or a span of it, to mono blocks at SAMPLE_RATE_HZ; 0 s of span is all.
 
-    Channels are averaged.
+    Channels are averaged, unless that cancels them: then the loudest is taken.
 
     Raises:
-        AudioError: `empty` (no bytes or no samples), `unreadable`, or `not_finite`.
+        AudioError: `empty` (no bytes or no samples), `unreadable`, or after the blocks that are
+            good `truncated` or `not_finite`.
     """
-    if not data:
+    if not file.read(1):
         raise AudioError("empty", "the file has no bytes")
+    file.seek(0)
+    found = False
+    for block in _at_one_rate(_native_blocks(file, start_s, duration_s)):
+        found = found or len(block) > 0
+        yield block
+    if not found:
+        raise AudioError("empty", "no sample is left after decoding")
+
+
+def _native_blocks(file: BinaryIO, start_s: float, duration_s: float) -> Iterator[Native]:
+    num_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate_hz, blocks = int(file.samplerate), list(_blocks(file))
+        sound = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
-        raise AudioError("unreadable", error.error_string) from error
+        file.seek(0)
+        yield from _span(_with_pyav(file, error.error_string), start_s, duration_s)
+        return
+    with sound:
+        rate_hz, claimed = int(sound.samplerate), sound.frames
+        if sound.format == "FLAC" and claimed > FLAC_SAMPLES_PER_BYTE * num_bytes:
+            file.seek(0)  # a length left open, or made up: libsndfile fails when that is not met
+            yield from _span(_with_pyav(file, "unknown length"), start_s, duration_s)
+            return
+        if start_s:
+            sound.seek(min(round(start_s * rate_hz), claimed))
+        yield from _span(_with_libsndfile(sound), 0.0, duration_s)
+        unread = file.tell() < num_bytes - UNREAD_BYTES
+        if sound.format == "FLAC" and unread and not duration_s:
+            raise AudioError("truncated", f"the header promises {claimed} samples, more follow")
+
+
+def _with_libsndfile(sound: soundfile.SoundFile) -> Iterator[Native]:
+    """Read to the end whatever length the header claims."""
+    found = False
+    try:
+        while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            found = True
+            yield int(sound.samplerate), block
+    except soundfile.LibsndfileError as error:
+        raise AudioError("truncated" if found else "unreadable", error.error_string) from error
     except (RuntimeError, ValueError, MemoryError) as error:
-        raise AudioError("unreadable", f"{type(error).__name__} while decoding") from error
-    if not blocks:
-        raise AudioError("empty", "the file has a header and no samples")
-    samples = np.concatenate(blocks)
-    if not np.isfinite(samples).all():
-        raise AudioError("not_finite", "the file has NaN or infinite samples")
-    return samples, rate_hz
+        detail = f"{type(error).__name__} while decoding"
+        raise AudioError("truncated" if found else "unreadable", detail) from error
 
 
-def _blocks(file: soundfile.SoundFile) -> Iterator[Samples]:
-    """Read to the end whatever length the header claims, channels averaged."""
-    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-        yield block.mean(axis=1, dtype=np.float32)
+def _with_pyav(file: BinaryIO, why: str) -> Iterator[Native]:
+    """Decode the first audio stream packet by packet, going on after those that are damaged."""
+    found, faults = False, 0
+    try:
+        with av.open(file, "r", options={"format_whitelist": CONTAINERS}) as container:
+            if not container.streams.audio:
+                raise AudioError("unreadable", "there is no audio stream in it")
+            for packet in container.demux(container.streams.audio[0]):
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    faults += 1
+                    continue
+                for frame in frames:
+                    found = True
+                    yield int(frame.sample_rate), _frame_samples(frame)
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        if not found:
+            raise AudioError("unreadable", why) from error
+        faults += 1
+    if faults:
+        raise AudioError("truncated" if found else "unreadable", f"{faults} damaged packet(s)")
+
+
+def _frame_samples(frame: Any) -> Samples:
+    """Return what a frame of PyAV holds as floats `(time, channel)`."""
+    raw = frame.to_ndarray()
+    channels = frame.layout.nb_channels
+    shaped = raw.T if frame.format.is_planar else raw.reshape(-1, channels)
+    if raw.dtype.kind == "f":
+        return np.ascontiguousarray(shaped, np.float32)
+    middle = 128 if raw.dtype.kind == "u" else 0
+    return (shaped.astype(np.float32) - middle) * 2.0 ** (1 - 8 * raw.dtype.itemsize)
+
+
+def _span(blocks: Iterator[Native], start_s: float, duration_s: float) -> Iterator[Native]:
+    """Pass on what lies in a span; 0 s of duration is all from its start."""
+    seconds = 0.0
+    for rate_hz, block in blocks:
+        first = max(0, round((start_s - seconds) * rate_hz))
+        stop = round((start_s + duration_s - seconds) * rate_hz) if duration_s else len(block)
+        if len(block[first:stop]):
+            yield rate_hz, block[first:stop]
+        seconds += len(block) / rate_hz
+        if duration_s and stop <= len(block):
+            return
+
+
+def _at_one_rate(blocks: Iterator[Native]) -> Iterator[Samples]:
+    """Mix down and resample; rate and channels may change on the way."""
+    shape: tuple[int, int] | None = None
+    mix, resampler = _Downmix(), None
+    for rate_hz, block in blocks:
+        if rate_hz not in RATES_HZ:
+            raise AudioError("unreadable", f"a sampling rate of {rate_hz} Hz")
+        if not np.isfinite(block).all():
+            raise AudioError("not_finite", "the file has NaN or infinite samples")
+        if shape != (rate_hz, block.shape[1]):
+            if resampler is not None:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            shape, mix = (rate_hz, block.shape[1]), _Downmix()
+            resampler = _resampler(rate_hz)
+        mono = mix(block)
+        yield mono if resampler is None else resampler.resample_chunk(mono)
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _resampler(rate_hz: int) -> soxr.ResampleStream | None:
+    if rate_hz == SAMPLE_RATE_HZ:
+        return None
+    return soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+
+
+class _Downmix:
+    """Averages channels; or takes the loudest where the first sound says that they cancel."""
+
+    def __init__(self) -> None:
+        self._channel: int | None = None
+        self._decided = False
+
+    def __call__(self, block: Samples) -> Samples:
+        mean = block.mean(axis=1, dtype=np.float32)
+        if not self._decided:
+            powers = np.mean(block**2, axis=0)
+            self._decided = bool(powers.max() > 1e-8)  # -80 dBFS
+            if float(np.mean(mean**2)) < 0.01 * powers.max():
+                self._channel = int(powers.argmax())
+        return mean if self._channel is None else np.ascontiguousarray(block[:, self._channel])
 
 
 def decode_16k(data: bytes) -> Samples:
-    """Decode and resample to SAMPLE_RATE_HZ; raises as `decode` does."""
-    samples, rate_hz = decode(data)
-    if rate_hz == SAMPLE_RATE_HZ:
-        return samples
-    resampled = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
-    if not len(resampled):
-        raise AudioError("empty", "no sample is left after resampling")
-    return resampled.astype(np.float32, copy=False)
+    """Decode all of a file at once; raises as `stream` does."""
+    return np.concatenate(list(stream(io.BytesIO(data))))
 
 
 def to_pcm(samples: Samples) -> Pcm:

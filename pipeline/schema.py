@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 SAMPLE_RATE_HZ = 16_000
-STORE_VERSION = 1
+STORE_VERSION = 2
 DATASET_VERSION = 1
 SPLITS = ("train", "valid", "test")
 
@@ -33,6 +33,7 @@ class Strict(BaseModel):
 UTTERANCE = pa.schema(
     [
         ("utterance_id", pa.string()),  # content hash of the decoded segment
+        ("source_id", pa.string()),  # what of the listing it was cut from
         ("speaker_id", pa.string()),  # "<corpus>/<speaker>"; for noise, the recording
         ("session_id", pa.string()),  # recording or chapter
         ("kind", pa.string()),  # speech | noise
@@ -48,6 +49,7 @@ UTTERANCE = pa.schema(
         ("snr_db", pa.float32()),
         ("clipped_share", pa.float32()),
         ("bandwidth_hz", pa.float32()),
+        ("fingerprint", pa.binary()),  # of how it sounds, for near-duplicates
     ]
 )
 STORED_UTTERANCE = UTTERANCE.append(pa.field("pcm", pa.large_binary()))
@@ -56,12 +58,36 @@ STORED_UTTERANCE = UTTERANCE.append(pa.field("pcm", pa.large_binary()))
 CATALOGUE = UTTERANCE.append(pa.field("shard", pa.int32())).append(pa.field("row", pa.int32()))
 """The store without its audio, and where the audio lies: what recipes are drawn from."""
 
+LISTING = pa.schema(
+    [
+        ("source_id", pa.string()),  # hash of corpus, path and span
+        ("corpus", pa.string()),
+        ("path", pa.string()),  # within the corpus root
+        ("num_bytes", pa.int64()),
+        ("version", pa.string()),  # the object's ETag, or when the file was written
+        ("kind", pa.string()),
+        ("speaker_id", pa.string()),
+        ("session_id", pa.string()),
+        ("split", pa.string()),
+        ("gender", pa.string()),
+        ("label_kind", pa.string()),
+        ("start_s", pa.float64()),  # of the span within the recording
+        ("duration_s", pa.float64()),  # 0: to its end
+    ]
+)
+"""What there is to read, known before any of it is opened."""
+
+PLAN = LISTING.append(pa.field("shard", pa.int32()))
+"""A listing, and where what was made of each source lies."""
+
 REJECT = pa.schema(
     [
+        ("source_id", pa.string()),
         ("corpus", pa.string()),
         ("path", pa.string()),
-        ("start_sample", pa.int64()),
-        ("stage", pa.string()),
+        ("start_sample", pa.int64()),  # within the file, at SAMPLE_RATE_HZ
+        ("num_samples", pa.int64()),  # 0 where nothing could be decoded
+        ("stage", pa.string()),  # read | decode | speech | quality | speaker | duplicates | forget
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]

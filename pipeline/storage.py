@@ -2,7 +2,8 @@
 
 Small objects and listings go through fsspec (s3fs for `s3://`), large shards are read through
 Arrow's own file systems, which map local files and read ranges from S3. Credentials come from where
-the AWS tools look for them; `AWS_ENDPOINT_URL` is honoured by both.
+the AWS tools look for them; `AWS_ENDPOINT_URL` is honoured by both. What a remote store refuses for
+the moment (500, 503, a cut connection) is asked for again with growing pauses.
 """
 
 import hashlib
@@ -10,27 +11,52 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
-from botocore.exceptions import BotoCoreError
+import tenacity
+from aiohttp import ClientError as ConnectionLost
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
 
 from pipeline.errors import CscError
 
+PATIENCE_S = 60.0  # how long a remote store may refuse before it counts as down
+ARROW_ATTEMPTS = 10
+PART = ".part-"
+FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ParamValidationError,
+)
+FAILURES = (OSError, BotoCoreError, ClientError, ConnectionLost)
+T = TypeVar("T")
+
 
 class File(NamedTuple):
-    """An entry of a listing: its name within the folder, and its size."""
+    """An entry of a listing: its name within the folder, its size, and what changes with it."""
 
     name: str
     num_bytes: int
+    version: str  # the object's ETag, or when the local file was written
 
 
 @contextmanager
@@ -42,12 +68,24 @@ def explained(action: str, uri: str) -> Iterator[None]:
         raise CscError(f"cannot {action} {uri}: it does not exist; check the path") from error
     except ImportError as error:
         raise CscError(f"cannot {action} {uri}: {error}; install it") from error
-    except (OSError, BotoCoreError) as error:
+    except FAILURES as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise CscError(
             f"cannot {action} {uri}: {reason}; check the address, free space and permissions, "
             "then run again"
         ) from error
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Ask a remote store again as long as what it says may pass."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(
+            lambda error: isinstance(error, FAILURES) and not isinstance(error, FINAL)
+        ),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
+        stop=tenacity.stop_after_delay(PATIENCE_S),
+        reraise=True,
+    )(call)
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -56,7 +94,12 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), uri
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60, "region": region}
+    options: dict[str, Any] = {
+        "connect_timeout": 10,
+        "request_timeout": 60,
+        "region": region,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ARROW_ATTEMPTS),
+    }
     if endpoint:
         options |= {"endpoint_override": endpoint, "region": region or "us-east-1"}
     return pafs.S3FileSystem(**options), uri.removeprefix("s3://")
@@ -98,37 +141,80 @@ class Folder:
             outside = os.path.commonpath([root, os.path.realpath(f"{root}/{inside}")]) != root
         if outside:
             raise CscError(f"{name!r} leads outside of {self.uri}: correct the name")
-        return f"{self.uri}/{inside}"
+        return self.uri if inside == "." else f"{self.uri}/{inside}"
 
     def child(self, name: str) -> "Folder":
         """Return a folder inside this one."""
         return Folder(self.path(name))
 
+    def _ask(self, action: str, name: str, call: Callable[[str], T]) -> T:
+        """Do something with a file by its path, patiently where it is remote."""
+        path = self.path(name)
+        with explained(action, path):
+            return call(path) if self.is_local else _patiently(lambda: call(path))
+
     def exists(self, name: str) -> bool:
-        with explained("look for", self.path(name)):
-            return bool(self._fs.exists(self.path(name)))
+        return bool(self._ask("look for", name, self._fs.exists))
 
     def list(self) -> list[File]:
         """Return all files below, sorted by name, from one recursive listing."""
-        with explained("list", self.uri):
-            found = self._fs.find(self.uri, detail=True)
+        found = self._ask("list", "", lambda path: self._fs.find(path, detail=True))
         root = self._fs._strip_protocol(self.uri) + "/"
         return sorted(
-            File(path.removeprefix(root), int(about["size"])) for path, about in found.items()
+            File(path.removeprefix(root), int(about["size"]), _version(about))
+            for path, about in found.items()
         )
 
     def read(self, name: str) -> bytes:
-        with explained("read", self.path(name)):
-            return bytes(self._fs.cat_file(self.path(name)))
+        return bytes(self._ask("read", name, self._fs.cat_file))
 
-    def put(self, name: str, data: bytes) -> None:
-        """Write a file in one step: a reader sees all of it or nothing."""
-        path = self.path(name)
-        with explained("write", path):
-            if self.is_local:
-                _replace(Path(path), data)
-            else:
-                self._fs.pipe_file(path, data)
+    def fetch(self, name: str, into: Path) -> Path:
+        """Return a local file with what `name` holds: itself, or a copy that is made at `into`.
+
+        Raises:
+            FileNotFoundError, PermissionError: this one file is not to be had.
+            CscError: the store is down, or lets nobody in.
+        """
+        if self.is_local:
+            path = Path(self.path(name))
+            path.open("rb").close()
+            return path
+        try:
+            self._ask("read", name, lambda path: self._fs.get_file(path, str(into)))
+        except CscError as error:
+            if isinstance(error.__cause__, FINAL) and _of_one_file(error.__cause__):
+                raise error.__cause__ from None
+            raise
+        return into
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Write a file in one step: a reader sees all of it or nothing.
+
+        A local file that is given as a path must lie in `scratch`, and is gone after.
+        """
+        if not self.is_local and isinstance(data, Path):
+            self._ask("write", name, lambda path: self._fs.put_file(str(data), path))
+        elif not self.is_local:
+            self._ask("write", name, lambda path: self._fs.pipe_file(path, data))
+        else:
+            self._ask("write", name, lambda path: _replace(Path(path), data))
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Have a local folder for a while, on the file system of this one where that is local."""
+        beside = None
+        if self.is_local:
+            with explained("write", self.uri):
+                Path(self.uri).mkdir(parents=True, exist_ok=True)
+            beside = self.uri
+        with tempfile.TemporaryDirectory(prefix=PART, dir=beside) as folder:
+            yield Path(folder)
+
+    def sweep(self) -> None:
+        """Remove what a kill left half written; nobody else may be at work here."""
+        if self.is_local:
+            for left in Path(self.uri).glob(f"{PART}*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
         try:
@@ -150,16 +236,36 @@ class Folder:
                 return filesystem.open_input_file(inside)
             return pa.PythonFile(self._fs.open(path, "rb"), mode="r")
 
+    def remove_file(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if self.exists(name):
+            self._ask("remove", name, self._fs.rm_file)
+
     def remove(self, first: str) -> None:
         """Delete the folder and all in it, if it is there; before all else the file `first`.
 
         That file is what makes the folder count as whole: what a kill leaves does not.
         """
-        with explained("remove", self.uri):
-            if self._fs.exists(self.path(first)):
-                self._fs.rm_file(self.path(first))
-            if self._fs.exists(self.uri):
-                self._fs.rm(self.uri, recursive=True)
+        self.remove_file(first)
+        if self.exists(""):
+            self._ask("remove", "", lambda path: self._fs.rm(path, recursive=True))
+
+
+def _of_one_file(error: BaseException) -> bool:
+    """Tell a file that is not to be had from credentials that open nothing."""
+    refusal = error.__cause__
+    if isinstance(error, PermissionError) and isinstance(refusal, ClientError):
+        code = refusal.response.get("Error", {}).get("Code", "")
+        return code in ("AccessDenied", "InvalidObjectState", "403")
+    return isinstance(error, FileNotFoundError | PermissionError)
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """Return what tells one state of a file from the next, as far as the file system says."""
+    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated"):
+        if about.get(key):
+            return str(about[key]).strip('"')
+    return ""
 
 
 def _umask() -> int:
@@ -168,9 +274,14 @@ def _umask() -> int:
     return mask
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            os.fsync(file.fileno())
+        data.replace(path)
+        return
+    handle, beside = tempfile.mkstemp(prefix=PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -193,9 +304,20 @@ class ShardRecord(NamedTuple):
     config: str
 
 
-def commit_shard(folder: Folder, name: str, data: bytes, rows: int, config: str) -> ShardRecord:
-    """Write a shard and then its completion record; without the latter it does not count."""
-    record = ShardRecord(name, rows, len(data), hashlib.sha256(data).hexdigest(), config)
+def commit_shard(
+    folder: Folder, name: str, data: bytes | Path, rows: int, config: str
+) -> ShardRecord:
+    """Write a shard and then its completion record; without the latter it does not count.
+
+    `data` may be a file in the folder's `scratch`.
+    """
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        num_bytes = data.stat().st_size
+    else:
+        sha256, num_bytes = hashlib.sha256(data).hexdigest(), len(data)
+    record = ShardRecord(name, rows, num_bytes, sha256, config)
     folder.put(name, data)
     folder.put_json(f"{name}.done.json", record._asdict())
     return record

@@ -28,7 +28,7 @@ def test_what_is_put_is_read_and_listed(folder: Folder) -> None:
     folder.put_json("c.json", {"x": [1, 2]})
     assert folder.read("a/b.bin") == b"three"
     assert folder.read_json("c.json") == {"x": [1, 2]}
-    assert tuple(folder.list()[0]) == ("a/b.bin", 5)
+    assert folder.list()[0][:2] == ("a/b.bin", 5)
     assert folder.exists("c.json")
     assert not folder.exists("d")
     with folder.open_input("a/b.bin") as file:
