@@ -1,37 +1,60 @@
-"""Corpora: which files there are, and whose voice is in them."""
+"""Corpora: which recordings there are, and whose voice is in them."""
 
-import csv
-import io
-from collections import Counter
-from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, Self
+import posixpath
+import tomllib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from pipeline.errors import CscError
-from pipeline.schema import SPLITS, Strict, speaker_id
+from pipeline.layouts import LayoutConfig, Row, rows
+from pipeline.schema import LISTING, SPLITS, Strict, config_hash, speaker_id
 from pipeline.speech import SpeechConfig
 from pipeline.splits import SplitConfig, split_of
-from pipeline.storage import Folder
+from pipeline.storage import File, Folder
 
 SAMPLE_PREFIX = "sample:"
 SAMPLE = Path(__file__).parent / "sample"
+DESCRIPTIONS = Path(__file__).parent / "descriptions"
+ROWS_PER_BATCH = 1 << 16
+WAY_KEYS = frozenset(("layout", "pattern", "manifest"))
+GENDERS = {"male": "m", "male_masculine": "m", "female": "f", "female_feminine": "f"}
 
 
-class CorpusConfig(Strict):
-    """Where a corpus lies and how it is laid out.
+class CorpusConfig(LayoutConfig):
+    """Where a corpus lies, what it is, and how it is laid out.
 
-    Without a manifest, every file is tried, and the first folder below the root names the speaker;
-    a file beside the folders has a `pseudo` label: it stands in as its own speaker.
-    A manifest is a CSV beside the audio with the columns `path` and `speaker`, and optionally
-    `session`, `split` and `gender`.
+    `like` names a ready description; what is set here goes before what that says.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    root: str = Field(description="folder, s3:// address, or sample:NAME for the shipped sample")
+    root: str = Field(description="folder, s3:// or gs:// address, or sample:NAME (shipped)")
+    like: str | None = None
     kind: Literal["speech", "noise"] = "speech"
-    manifest: str | None = None
+    split: Literal["train", "valid", "test"] | None = Field(
+        None, description="where all of it goes; else where the source says, else by speaker"
+    )
     licence: str = "unstated"
+    language: str = "unstated"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, given: Any) -> Any:
+        like = given.get("like") if isinstance(given, dict) else None
+        if not isinstance(like, str):
+            return given
+        ready = {path.stem: path for path in sorted(DESCRIPTIONS.glob("*.toml"))}
+        if like not in ready:
+            raise ValueError(f"there is no description {like!r}; use one of {', '.join(ready)}")
+        described = tomllib.loads(ready[like].read_text())
+        if not WAY_KEYS.isdisjoint(given):  # another way to lay it out replaces the ready one
+            described = {key: described[key] for key in described.keys() - WAY_KEYS}
+        return described | given
 
 
 class IngestConfig(Strict):
@@ -43,6 +66,14 @@ class IngestConfig(Strict):
     source_mb_per_shard: float = Field(
         32.0, gt=0, description="encoded audio that one task reads and turns into one shard"
     )
+    purity: str | None = Field(
+        None,
+        description="speaker model, as models:/csc-speaker-encoder@champion, that rejects "
+        "what is not of one speaker",
+    )
+    purity_threshold: float | None = Field(
+        None, ge=-1, le=1, description="cosine of one speaker; without it, the model's own"
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -53,20 +84,6 @@ class IngestConfig(Strict):
         return self
 
 
-class AudioFile(NamedTuple):
-    """A file of a corpus with what is known of it before it is opened."""
-
-    corpus: str
-    path: str
-    num_bytes: int
-    kind: str
-    speaker_id: str
-    session_id: str
-    split: str
-    gender: str
-    label_kind: str
-
-
 def corpus_folder(corpus: CorpusConfig) -> Folder:
     """Return the folder of a corpus; `sample:NAME` is part of this package."""
     if corpus.root.startswith(SAMPLE_PREFIX):
@@ -75,72 +92,109 @@ def corpus_folder(corpus: CorpusConfig) -> Folder:
     return Folder.at(corpus.root)
 
 
-def list_corpus(corpus: CorpusConfig, splits: SplitConfig) -> list[AudioFile]:
-    """List the audio of a corpus, sorted by path, from one listing and at most one manifest.
+def list_corpora(config: IngestConfig) -> pa.Table:
+    """List the recordings of all corpora, in their order, as LISTING rows."""
+    return pa.concat_tables(list_corpus(corpus, config.splits) for corpus in config.corpora)
+
+
+def list_corpus(corpus: CorpusConfig, splits: SplitConfig) -> pa.Table:
+    """List the recordings of a corpus, or the spans its manifest names, as LISTING rows.
+
+    They are sorted by path and start. It takes one listing of the folder and at most a few
+    manifests; no audio is opened.
 
     Raises:
-        CscError: the folder is missing or empty, or the manifest names what is not there.
+        CscError: there is nothing to list, audio fits no pattern, a manifest is wrong or names
+            what is not there, a span stands twice, or a recording is in two splits.
     """
     folder = corpus_folder(corpus)
-    sizes = {file.name: file.num_bytes for file in folder.list()}
-    if not sizes:
+    files = {file.name: file for file in folder.list()}
+    if not files:
         raise CscError(
             f"corpus {corpus.name!r}: {folder.uri} does not exist or is empty; check its root"
         )
-    if corpus.manifest is None:
-        rows = [_row_of_path(name) for name in sizes]
-    else:
-        rows = _manifest_rows(folder, corpus.manifest)
-    missing = next((row["path"] for row in rows if row["path"] not in sizes), None)
-    if missing is not None:
-        folder.path(missing)  # a name that leads outside is refused as such
-        raise CscError(f"corpus {corpus.name!r}: {missing} of its manifest is not in {folder.uri}")
-    files = [_audio_file(corpus, row, sizes[row["path"]], splits) for row in rows]
-    return sorted(files, key=lambda file: file.path)
+    entries = (_entry(corpus, row, file, splits) for row, file in _found(corpus, folder, files))
+    batches = [_batch(chunk) for chunk in iter(lambda: list(islice(entries, ROWS_PER_BATCH)), [])]
+    if not batches:
+        raise CscError(
+            f"corpus {corpus.name!r}: none of the {len(files)} files in {folder.uri} is audio that "
+            f"the layout {corpus.way!r} names; check its root and layout"
+        )
+    table = pa.Table.from_batches(batches).sort_by(
+        [(key, "ascending") for key in ("path", "start_s", "duration_s")]
+    )
+    _check_spans(corpus, table)
+    return table
 
 
-def _row_of_path(path: str) -> dict[str, str]:
-    """Take the first folder for the speaker; a loose file stands in as its own."""
-    first, inside, _ = path.partition("/")
-    return {"path": path, "speaker": first, "label_kind": "given" if inside else "pseudo"}
+def _found(
+    corpus: CorpusConfig, folder: Folder, files: dict[str, File]
+) -> Iterator[tuple[Row, File]]:
+    """Pair what the layout names with the files, and complain of what is missing in one go."""
+    first, missing = "", 0
+    for row in rows(corpus, folder, files):
+        file = files.get(row.path)
+        if file:
+            yield row, file
+        else:
+            first, missing = first or row.path, missing + 1
+    if missing:
+        folder.path(first)  # a name that leads outside is refused as such
+        others = f", nor are {missing - 1} other rows" if missing > 1 else ""
+        raise CscError(
+            f"corpus {corpus.name!r}: {first} of its manifest is not in {folder.uri}{others}; "
+            "correct the paths, or set strip_prefix or path_template"
+        )
 
 
-def _manifest_rows(folder: Folder, name: str) -> list[dict[str, str]]:
-    try:
-        reader = csv.DictReader(io.StringIO(folder.read(name).decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise CscError(f"{folder.path(name)} is not UTF-8; save it as such") from error
-    rows = list(reader)
-    lacking = {"path", "speaker"} - set(reader.fieldnames or ())
-    if lacking:
-        raise CscError(f"{folder.path(name)}: no column {', '.join(sorted(lacking))}; add it")
-    for line, row in enumerate(rows, start=2):
-        if not row["path"] or not row["speaker"]:
-            raise CscError(f"{folder.path(name)} line {line}: path or speaker is empty; fill it in")
-    twice = [path for path, count in Counter(row["path"] for row in rows).items() if count > 1]
-    if twice:
-        raise CscError(f"{folder.path(name)}: {twice[0]} stands twice; correct it")
-    return rows
-
-
-def _audio_file(
-    corpus: CorpusConfig, row: dict[str, str], num_bytes: int, splits: SplitConfig
-) -> AudioFile:
-    path, speaker = row["path"], speaker_id(corpus.name, row["speaker"])
-    session = row.get("session") or PurePosixPath(path).with_suffix("").as_posix()
-    split = row.get("split") or split_of(speaker, splits)
+def _entry(corpus: CorpusConfig, row: Row, file: File, splits: SplitConfig) -> tuple[Any, ...]:
+    """Return a LISTING row; a recording of nobody known stands in as its own speaker."""
+    speaker = speaker_id(corpus.name, row.speaker or row.path)
+    said = corpus.splits.get(row.split, row.split)
+    split = corpus.split or said or split_of(speaker, splits)
     if split not in SPLITS:
         raise CscError(
-            f"corpus {corpus.name!r}: {path} is in split {split!r}; use one of {', '.join(SPLITS)}"
+            f"corpus {corpus.name!r}: {row.path} is in split {split!r}; use one of "
+            f"{', '.join(SPLITS)}, or say which it is in splits = {{{split!r} = ...}}"
         )
-    return AudioFile(
+    gender = row.gender.lower()
+    return (
+        config_hash([corpus.name, row.path, row.start_s, row.duration_s]),
         corpus.name,
-        path,
-        num_bytes,
+        row.path,
+        file.num_bytes,
+        file.version,
         corpus.kind,
         speaker,
-        f"{speaker}/{session}",
+        f"{speaker}/{row.session or posixpath.splitext(row.path)[0]}",
         split,
-        row.get("gender") or "",
-        row.get("label_kind", "given"),
+        GENDERS.get(gender, gender),
+        "given" if row.speaker else "pseudo",
+        row.start_s,
+        row.duration_s,
     )
+
+
+def _batch(entries: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    """Turn rows into columns, a batch at a time: as Python objects they take several times more."""
+    columns = zip(*entries, strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=LISTING)
+
+
+def _check_spans(corpus: CorpusConfig, table: pa.Table) -> None:
+    """Assert of a sorted listing that no span stands twice and no recording is in two splits."""
+
+    def repeats(key: str) -> Any:
+        return pc.equal(table[key][1:].combine_chunks(), table[key][:-1].combine_chunks())
+
+    same_file = repeats("path")
+    twice = pc.and_(same_file, pc.and_(repeats("start_s"), repeats("duration_s")))
+    torn = pc.and_not(same_file, repeats("split"))
+    for wrong, problem in (
+        (twice, "stands twice; correct its manifest"),
+        (torn, "has speakers of two splits; give them the same in the manifest, or set split"),
+    ):
+        place = pc.index(wrong, True).as_py()
+        if place >= 0:
+            raise CscError(f"corpus {corpus.name!r}: {table['path'][place].as_py()} {problem}")
