@@ -1,7 +1,4 @@
-"""What is in a recording: active speech and its level, noise, clipping, bandwidth; and cuts.
-
-Activity is judged by frame energy, which is right for corpora of read speech.
-"""
+"""What a segment is like: level of active speech, clipping, bandwidth; and whether to keep it."""
 
 from typing import NamedTuple
 
@@ -18,14 +15,22 @@ ACTIVE_RANGE_DB = 20.0
 SPECTRUM_SIZE = 1024
 BANDWIDTH_RANGE_DB = 50.0
 EMPTY_DB = -120.0
+CLIPPED_FROM = 0.99  # resampling rounds what was cut off
 
 
 class SpeechConfig(Strict):
-    """What is kept as an utterance."""
+    """What is cut out of a recording as an utterance, and what is kept of that."""
 
-    min_seconds: float = Field(1.0, gt=0)
-    max_seconds: float = Field(15.0, gt=2, description="longer recordings are cut at quiet places")
+    min_seconds: float = Field(1.5, gt=0)
+    max_seconds: float = Field(15.0, gt=2, description="longer speech is cut at pauses")
+    max_pause_s: float = Field(0.6, gt=0.2, le=2, description="a longer pause ends an utterance")
+    pad_s: float = Field(0.1, ge=0, le=0.1, description="kept before and after what is spoken")
+    speech_from: float = Field(0.5, gt=0, lt=1, description="probability at which speech begins")
+    speech_until: float = Field(0.35, gt=0, lt=1, description="and below which it ends")
     min_level_dbfs: float = Field(-60.0, description="active level below which it is silence")
+    min_snr_db: float = Field(0.0, description="of active speech over its pauses")
+    max_clipped_share: float = Field(0.01, ge=0, le=1)
+    min_bandwidth_hz: float = Field(2500.0, ge=0, description="4500 turns telephone speech away")
 
 
 class Quality(NamedTuple):
@@ -65,33 +70,28 @@ def bandwidth_hz(samples: Samples) -> float:
     return float(loud[-1] if len(loud) else 0) * SAMPLE_RATE_HZ / SPECTRUM_SIZE
 
 
-def measure(samples: Samples) -> Quality:
-    """Measure a segment. The SNR is a rough one: active level over the 10th percentile's."""
-    levels_db = frame_levels_db(samples)
+def measure(samples: Samples, snr_db: float) -> Quality:
+    """Measure a segment whose SNR is known; a constant offset counts as nothing."""
+    centred = samples - samples.mean()
+    levels_db = frame_levels_db(centred)
     level_db = _mean_level_db(levels_db[active_frames(levels_db)])
-    noise_db = float(np.percentile(levels_db, 10))
-    clipped = float(np.mean(np.abs(samples) >= 32767 / 32768))
-    return Quality(level_db, level_db - noise_db, clipped, bandwidth_hz(samples))
+    clipped = float(np.mean(np.abs(samples) >= CLIPPED_FROM))
+    return Quality(level_db, snr_db, clipped, bandwidth_hz(centred))
 
 
-def cut(samples: Samples, config: SpeechConfig) -> list[tuple[int, int]]:
-    """Return (start, end) of segments no longer than allowed, cut at the quietest late frame."""
-    longest = int(config.max_seconds * SAMPLE_RATE_HZ)
-    levels_db = frame_levels_db(samples)
-    start, bounds = 0, []
-    while len(samples) - start > longest:
-        first, last = (start + longest * 2 // 3) // FRAME, (start + longest) // FRAME
-        end = (first + int(np.argmin(levels_db[first:last]))) * FRAME
-        bounds.append((start, end))
-        start = end
-    return [*bounds, (start, len(samples))]
-
-
-def reject_reason(num_samples: int, quality: Quality, config: SpeechConfig) -> tuple[str, str]:
+def reject_reason(
+    num_samples: int, quality: Quality, kind: str, config: SpeechConfig
+) -> tuple[str, str]:
     """Return the reject code and its detail, or two empty strings for a segment to keep."""
     seconds = num_samples / SAMPLE_RATE_HZ
     if seconds < config.min_seconds:
         return "too_short", f"{seconds:.2f} s, at least {config.min_seconds:g} s are needed"
     if quality.level_dbfs < config.min_level_dbfs:
         return "silent", f"level {quality.level_dbfs:.0f} dBFS"
+    if quality.clipped_share > config.max_clipped_share:
+        return "clipped", f"{quality.clipped_share:.1%} of the samples"
+    if kind == "speech" and quality.snr_db < config.min_snr_db:
+        return "low_snr", f"{quality.snr_db:.0f} dB"
+    if kind == "speech" and quality.bandwidth_hz < config.min_bandwidth_hz:
+        return "narrowband", f"nothing above {quality.bandwidth_hz:.0f} Hz"
     return "", ""
