@@ -101,9 +101,56 @@ def _stage_command(stage: str, about: str) -> None:
     app.command(stage, help=about)(command)
 
 
-_stage_command(
-    "ingest", "Read the corpora into the utterance store; what is not kept has its reason listed."
-)
+@app.command()
+def ingest(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    fresh: FreshOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be read, and write nothing.")
+    ] = False,
+) -> None:
+    """Read the corpora into the utterance store; what is not kept has its reason listed.
+
+    What an earlier ingest read and has not changed since is not read again.
+    """
+    with _run(config, set_, workspace, fresh) as run:
+        from jobs.console import present
+        from jobs.ingest_report import summary
+        from jobs.run import dry_run as say_what_would_be_done
+
+        if dry_run:
+            say_what_would_be_done(run)
+        else:
+            present(summary(run.ingest[1]))
+
+
+@app.command()
+def forget(
+    speaker: Annotated[
+        list[str] | None, typer.Option("--speaker", help="CORPUS/SPEAKER. May be repeated.")
+    ] = None,
+    recording: Annotated[
+        list[str] | None, typer.Option("--recording", help="CORPUS/PATH. May be repeated.")
+    ] = None,
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Take a speaker or a recording out of the utterance store, for ever.
+
+    The shards it lies in are written anew without it, and no later ingest reads it again.
+    """
+    names = [*(speaker or []), *(recording or [])]
+    if not names:
+        raise typer.BadParameter("name at least one --speaker or --recording")
+    with _run(config, set_, workspace, False) as run:
+        from jobs.run import forget as forget_names
+
+        forget_names(run, names)
+
+
 _stage_command(
     "build", "Mix utterances into shards of episodes: one speaker under interfering conditions."
 )

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -25,6 +25,13 @@ def say(text: str) -> None:
 
 def show(table: Table) -> None:
     console.print(table)
+
+
+def present(parts: Iterable[Table | str]) -> None:
+    """Print lines and tables with room between them."""
+    for part in parts:
+        say("")
+        say(part) if isinstance(part, str) else show(part)
 
 
 def heading(stage: str, about: str) -> None:

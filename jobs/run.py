@@ -14,19 +14,26 @@ from typing import Any
 from jobs.cluster import ray_session
 from jobs.config import Config
 from jobs.console import heading, progress, say, show
+from jobs.ear import ear_of
 from jobs.evaluate import DET_FILE, SCORES_FILE, Evaluated, evaluate, evaluation_id
+from jobs.ingest_report import html
 from jobs.promote import Decision, promote, register
 from jobs.registry import CHAMPION, Registry, Version
 from jobs.report import metrics_table
 from jobs.train import Trained, model_id, train
 from jobs.workspace import Workspace
 from pipeline.build import build, dataset_id
-from pipeline.corpora import SAMPLE
-from pipeline.ingest import REJECTS_FILE, ingest, list_corpora, store_id
+from pipeline.corpora import SAMPLE, list_corpora
+from pipeline.forget import forget as forget_sources
+from pipeline.forget import index_ids
+from pipeline.plan import Generation, changes
 from pipeline.schema import Task, Work
 from pipeline.shards import INDEX
 from pipeline.storage import Folder
+from pipeline.store import REJECTS_FILE, discard, ingest, plan_ingest, store_id, unread
 from pipeline.tasks import run_tasks
+
+REPORT_FILE = "report.html"
 
 
 class Run:
@@ -77,21 +84,37 @@ class Run:
         took = "" if finished else f"  ({time.monotonic() - began:.0f} s)"
         say(f"  {folder.uri}{took}")
 
+    @property
+    def store_root(self) -> Folder:
+        """Where the generations of the store lie."""
+        return self.workspace.utterances.child(store_id(self.config.ingest))
+
+    @cached_property
+    def plan(self) -> Generation:
+        """What an ingest of the corpora, as they are now, finds done and has to do."""
+        say("  listing the corpora")
+        return plan_ingest(self.store_root, self.config.ingest, list_corpora(self.config.ingest))
+
     @cached_property
     def ingest(self) -> tuple[Folder, Any]:
-        listing = list_corpora(self.config.ingest)
-        store = self.workspace.utterances.child(store_id(self.config.ingest, listing))
-        with self._stage("ingest", store) as lines:
-            index = ingest(store, self.config.ingest, listing, self._on_ray("shards"))
+        if self.fresh:
+            discard(self.store_root)
+        planned, config = self.plan, self.config
+        with self._stage("ingest", planned.store) as lines:
+            ear = None if planned.finished else ear_of(config)
+            index = ingest(self.store_root, planned, config.ingest, self._on_ray("shards"), ear)
+            if not planned.store.exists(REPORT_FILE):
+                planned.store.put(REPORT_FILE, html(index).encode())
             speakers = ", ".join(f"{count} {split}" for split, count in index["speakers"].items())
+            hours, hours_in = index["seconds"] / 3600, index["seconds_in"] / 3600
             lines.append(
-                f"{index['files']} files -> {index['kept']} utterances, "
-                f"{index['seconds'] / 3600:.2f} h; speakers: {speakers}"
+                f"{index['files']} files -> {index['kept']} utterances, {hours:.2f} of "
+                f"{hours_in:.2f} h; speakers: {speakers}"
             )
             if index["rejected"]:
                 reasons = ", ".join(f"{n} {reason}" for reason, n in index["rejected"].items())
-                lines.append(f"rejected: {reasons}; each is in {REJECTS_FILE}")
-        return store, index
+                lines.append(f"rejected: {reasons}; each is in {REJECTS_FILE}, see {REPORT_FILE}")
+        return planned.store, index
 
     @cached_property
     def build(self) -> tuple[Folder, Any]:
@@ -169,3 +192,32 @@ def summary(run: Run, arguments: str) -> None:
     say(f"  csc verify{arguments} {pair}")
     say(f"  csc run{arguments} --set train.steps={2 * run.config.train.steps}")
     say(f"  mlflow ui --backend-store-uri {shlex.quote(run.workspace.mlflow_uri)}")
+
+
+def dry_run(run: Run) -> None:
+    """Say what an ingest would do, and do nothing."""
+    planned = run.plan
+    todo = unread(run.store_root, planned, run.config.ingest)
+    new = changes(run.store_root, planned)
+    say(
+        f"  generation {planned.number}: {new.new} new, {new.changed} changed, {new.gone} gone, "
+        f"{new.unchanged} unchanged"
+    )
+    gigabytes, shards = (
+        sum(todo["num_bytes"].to_pylist()) / 1e9,
+        len(set(todo["shard"].to_pylist())),
+    )
+    say(f"  to be read: {len(todo)} recordings or spans, {gigabytes:.2f} GB, in {shards} shards")
+    say("  dry run: nothing was written")
+
+
+def forget(run: Run, names: Sequence[str]) -> None:
+    """Take speakers and recordings out of the store, and name what was made with them before."""
+    before = index_ids(run.store_root)
+    count = forget_sources(run.store_root, names, run.config.ingest)
+    say(f"  {count} recording(s) or span(s) removed; no later ingest reads them")
+    for file in run.workspace.mixtures.list():
+        folder, _, name = file.name.rpartition("/")
+        if name == INDEX and run.workspace.mixtures.read_json(file.name)["store"] in before:
+            where = run.workspace.mixtures.path(folder)
+            say(f"  built before, and may hold their audio: {where}; remove it and what it trained")

@@ -21,8 +21,23 @@ def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> 
     Raises:
         CscError: a file cannot be used, or there is no such model.
     """
-    model_uri = model_uri or f"models:/{config.mlflow.model}@{CHAMPION}"
     clips = load(enrolment), load(test)
+    model, threshold = load_verifier(
+        model_uri or f"models:/{config.mlflow.model}@{CHAMPION}", config
+    )
+    score, details = decide(model, *clips)
+    say("same speaker" if score >= threshold else "different speakers")
+    say(f"  score {score:.3f}, threshold {threshold:.3f} (equal error rate on validation trials)")
+    say(f"  best match in the second file: {details['view']}")
+    say(f"  energy of its slots: {', '.join(f'{share:.0%}' for share in details['activity'])}")
+
+
+def load_verifier(model_uri: str, config: Config) -> tuple[CSC, float]:
+    """Return a registered model, or one in a folder, and the score at which it decides.
+
+    Raises:
+        CscError: there is no such model.
+    """
     with tempfile.TemporaryDirectory(prefix="csc-verify-") as scratch:
         folder = _artifacts(model_uri, config, Path(scratch))
         try:
@@ -33,11 +48,7 @@ def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> 
                 f"{model_uri}: {error}; name a version that csc registered, or a folder with its "
                 "`model` and `evaluation`"
             ) from error
-    score, details = decide(model, *clips)
-    say("same speaker" if score >= threshold else "different speakers")
-    say(f"  score {score:.3f}, threshold {threshold:.3f} (equal error rate on validation trials)")
-    say(f"  best match in the second file: {details['view']}")
-    say(f"  energy of its slots: {', '.join(f'{share:.0%}' for share in details['activity'])}")
+    return model, float(threshold)
 
 
 def _artifacts(model_uri: str, config: Config, scratch: Path) -> Path:

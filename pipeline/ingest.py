@@ -1,249 +1,266 @@
-"""Ingest: corpora become the utterance store and the table of what was not kept.
+"""Ingest: what lies in the corpora becomes utterances and rejects, one shard to a task.
 
-A task reads the files of its speakers, writes their shard and its rejects. The catalogue and the
-index come last and make the store exist; a second run skips what is complete.
+A task reads the sources of its speakers, cuts them into speech, measures that and writes a shard
+as it goes, so that a recording of any length needs no more memory than another.
 """
 
-import hashlib
-from collections import Counter, defaultdict
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import file_digest
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.audio import AudioError, Samples, decode_16k, to_pcm
-from pipeline.corpora import AudioFile, IngestConfig, corpus_folder, list_corpus
+from pipeline.audio import AudioError, Samples, to_pcm
+from pipeline.decoder import own_decoder
 from pipeline.errors import CscError
-from pipeline.schema import (
-    CATALOGUE,
-    REJECT,
-    SAMPLE_RATE_HZ,
-    STORE_VERSION,
-    STORED_UTTERANCE,
-    UTTERANCE,
-    Runner,
-    Task,
-    config_hash,
-    content_id,
-    stable_fraction,
-)
-from pipeline.shards import CATALOGUE_FILE, INDEX, encode, open_shard, store_shard_name
-from pipeline.speech import Quality, SpeechConfig, cut, measure, reject_reason
-from pipeline.splits import check_disjoint
-from pipeline.storage import Folder, commit_shard, committed_shards
+from pipeline.fingerprint import fingerprint
+from pipeline.plan import sources_of
+from pipeline.schema import REJECT, SAMPLE_RATE_HZ, STORED_UTTERANCE, Task, content_id
+from pipeline.segments import Piece, noise_pieces, speech_pieces
+from pipeline.shards import encode, rejects_name, shard_writer, store_shard_name
+from pipeline.speakers import Ear, SpeakerCheck
+from pipeline.speech import Quality, SpeechConfig, measure, reject_reason
+from pipeline.storage import Folder, commit_shard
 
 ROWS_PER_GROUP = 32
-REJECTS_FILE = "rejects.parquet"
+REJECTS_PER_GROUP = 1 << 13
+READS_AT_ONCE = 8
+BYTES_AHEAD = 256 << 20  # of copies that wait on the local disk
 Row = dict[str, Any]
 
 
-def list_corpora(config: IngestConfig) -> list[AudioFile]:
-    """List the files of all corpora."""
-    return [file for corpus in config.corpora for file in list_corpus(corpus, config.splits)]
+class Read(NamedTuple):
+    """A file that was read: where it lies on this machine and its hash; or why it could not be."""
+
+    path: Path | None
+    sha256: str
+    fault: AudioError | None
 
 
-def ingest(store: Folder, config: IngestConfig, listing: list[AudioFile], run: Runner) -> Any:
-    """Read the listed files into a store named by `store_id` and return its index.
+class Outcome(NamedTuple):
+    """What became of a part of a source: a row of `STORED_UTTERANCE`, or one of `REJECT`."""
 
-    A finished store is returned as it is, an unfinished one is completed.
+    kept: bool
+    row: Row
+
+
+def ingest_shard(task: Task, ear: Ear | None = None) -> None:
+    """Read the sources of one shard of a plan; write its utterances and, beside them, its rejects.
 
     Raises:
-        CscError: none of the audio can be kept, or a speaker is in two splits.
+        CscError: a store is down, or lets nobody in. Nothing is committed then.
     """
-    if store.exists(INDEX):
-        return store.read_json(INDEX)
-    name = store_id(config, listing)
-    done = committed_shards(store, name)
-    common = {
-        "store": store.uri,
-        "config": name,
-        "speech": config.speech.model_dump(),
-        "roots": {corpus.name: corpus_folder(corpus).uri for corpus in config.corpora},
-    }
-    tasks = [
-        common | {"shard": shard, "files": [file._asdict() for file in files]}
-        for shard, files in _assign(listing, config).items()
-        if store_shard_name(shard) not in done
-    ]
-    run(tasks, ingest_shard)
-    return _finish(store, name, config, listing)
-
-
-def store_id(config: IngestConfig, listing: list[AudioFile]) -> str:
-    """Return the name of the store that this configuration makes of these files.
-
-    Files are told apart by name and size. Where the corpora lie does not matter, so local copies
-    and a bucket give the same store.
-    """
-    described = config.model_dump()
-    for corpus in described["corpora"]:
-        del corpus["root"]
-    return config_hash([STORE_VERSION, described, listing])
-
-
-def _assign(listing: list[AudioFile], config: IngestConfig) -> dict[int, list[AudioFile]]:
-    """Place files by a hash of the speaker; noise has shards of its own, after those of speech."""
-    shards: dict[int, list[AudioFile]] = defaultdict(list)
-    first = 0
-    for kind in ("speech", "noise"):
-        files = [file for file in listing if file.kind == kind]
-        num_bytes = sum(file.num_bytes for file in files)
-        count = -(-num_bytes // int(config.source_mb_per_shard * 1e6))
-        for file in files:
-            shards[first + int(stable_fraction(file.speaker_id) * count)].append(file)
-        first += count
-    return dict(sorted(shards.items()))
-
-
-def ingest_shard(task: Task) -> None:
-    """Read, measure and write the utterances of one shard, and say of the others why not."""
-    store, speech = Folder(task["store"]), SpeechConfig.model_validate(task["speech"])
-    kept: list[Row] = []
+    shards, name = Folder(task["shards"]), store_shard_name(task["shard"])
+    roots = {corpus: Folder(uri) for corpus, uri in task["roots"].items()}
+    speech = SpeechConfig.model_validate(task["speech"])
+    sources = sources_of(Folder(task["generation"]), task["shard"])
     rejects: list[Row] = []
-    for fields in task["files"]:
-        file = AudioFile(**fields)
-        rows, refused = _utterances(file, Folder(task["roots"][file.corpus]), speech)
-        kept += rows
-        rejects += refused
-    name = store_shard_name(task["shard"])
-    table = pa.Table.from_pylist(kept, schema=STORED_UTTERANCE)
-    table = table.sort_by([(key, "ascending") for key in ("speaker_id", "path", "start_sample")])
-    refused_table = pa.Table.from_pylist(rejects, schema=REJECT)
-    store.put(_rejects_name(name), encode(refused_table, ROWS_PER_GROUP))
-    commit_shard(store, name, encode(table, ROWS_PER_GROUP), len(table), task["config"])
+    with shards.scratch() as scratch:
+        with _Rows(scratch / name) as rows:
+            for source, read in reads(sources, roots, scratch):
+                for outcome in outcomes(source, read, speech, ear):
+                    (rows.add if outcome.kept else rejects.append)(outcome.row)
+        table = pa.Table.from_pylist(rejects, schema=REJECT)
+        shards.put(rejects_name(name), encode(table, REJECTS_PER_GROUP))
+        commit_shard(shards, name, scratch / name, rows.written, task["config"])
 
 
-def _rejects_name(shard_name: str) -> str:
-    return shard_name.replace("shard-", "rejects-")
+class _Rows:
+    """Writes utterances to a file of the local disk, a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = shard_writer(str(path), STORED_UTTERANCE)
+        self._group: list[Row] = []
+        self.written = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, row: Row) -> None:
+        self._group.append(row)
+        if len(self._group) == ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._group:
+            self._writer.write_table(pa.Table.from_pylist(self._group, schema=STORED_UTTERANCE))
+        self.written += len(self._group)
+        self._group = []
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()
 
 
-def _utterances(
-    file: AudioFile, folder: Folder, config: SpeechConfig
-) -> tuple[list[Row], list[Row]]:
-    """Return the rows of one file: utterances and rejects."""
+def reads(
+    sources: Iterable[Row], roots: Mapping[str, Folder], scratch: Path
+) -> Iterator[tuple[Row, Read]]:
+    """Give each source with its file at hand, while those after it are being read."""
+    files = [list(group) for _, group in groupby(sources, itemgetter("corpus", "path"))]
+    waiting: deque[tuple[list[Row], Future[Read]]] = deque()
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        for number, spans in enumerate(files):
+            folder = roots[spans[0]["corpus"]]
+            job = pool.submit(_read, folder, spans[0], scratch / f"source-{number}")
+            waiting.append((spans, job))
+            ahead = sum(spans[0]["num_bytes"] for spans, _ in waiting)
+            while len(waiting) > READS_AT_ONCE or (waiting and ahead > BYTES_AHEAD):
+                ahead -= waiting[0][0][0]["num_bytes"]
+                yield from _taken(*waiting.popleft(), scratch)
+        while waiting:
+            yield from _taken(*waiting.popleft(), scratch)
+
+
+def _taken(spans: list[Row], job: Future[Read], scratch: Path) -> Iterator[tuple[Row, Read]]:
+    read = job.result()
+    for source in spans:
+        yield source, read
+    if read.path is not None and read.path.parent == scratch:
+        read.path.unlink()
+
+
+def _read(folder: Folder, source: Row, into: Path) -> Read:
     try:
-        data = folder.read(file.path)
-        samples = decode_16k(data)
-    except AudioError as error:
-        return [], [_reject(file, "decode", error.reason, error.detail)]
-    except CscError as error:
-        return [], [_reject(file, "read", "unreadable", str(error))]
-    kept, rejects = [], []
-    digest = hashlib.sha256(data).hexdigest()
-    for start, end in cut(samples, config):
-        quality = measure(samples[start:end])
-        reason, detail = reject_reason(end - start, quality, config)
-        if reason:
-            rejects.append(_reject(file, "speech", reason, detail, start))
-        else:
-            kept.append(_utterance(file, digest, samples[start:end], start, quality))
-    return kept, rejects
+        path = folder.fetch(source["path"], into)
+        with path.open("rb") as file:
+            sha256 = file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return Read(None, "", AudioError("missing", "it was there when the corpus was listed"))
+    except PermissionError:
+        return Read(None, "", AudioError("denied", "reading it is not permitted"))
+    except OSError as error:
+        raise CscError(
+            f"cannot read {folder.path(source['path'])}: {error.strerror}; run again"
+        ) from error
+    num_bytes = path.stat().st_size
+    if num_bytes != source["num_bytes"]:
+        detail = f"{num_bytes} bytes, listed with {source['num_bytes']}: ingest again"
+        return Read(path, sha256, AudioError("changed", detail))
+    return Read(path, sha256, None)
 
 
-def _utterance(file: AudioFile, digest: str, segment: Samples, start: int, quality: Quality) -> Row:
-    pcm = to_pcm(segment).tobytes()
+def outcomes(source: Row, read: Read, config: SpeechConfig, ear: Ear | None) -> Iterator[Outcome]:
+    """Give all that becomes of a source, in order of time; every sample is in one of them.
+
+    Raises:
+        CscError: that last is not so, which would be a fault of this code.
+    """
+    if read.fault is not None or read.path is None:
+        yield _reject(source, 0, 0, "read", read.fault or AudioError("missing", ""))
+        return
+    blocks = _UntilFault(own_decoder().stream(read.path, source["start_s"], source["duration_s"]))
+    check = SpeakerCheck(ear, source["label_kind"]) if source["kind"] == "speech" and ear else None
+    cut = speech_pieces if source["kind"] == "speech" else noise_pieces
+    accounted, silence = 0, None
+    for piece in cut(blocks, config):
+        accounted += piece.num_samples
+        if piece.samples is None:
+            silence = _joined(silence, piece)
+            continue
+        if silence is not None:
+            yield _no_speech(source, silence)
+            silence = None
+        yield _judged(source, read.sha256, piece, config, check)
+    if silence is not None:
+        yield _no_speech(source, silence)
+    if blocks.fault is not None:
+        yield _reject(source, accounted, 0, "decode", blocks.fault)
+    if check is not None:
+        for start, num_samples, fault in check.others():
+            yield _reject(source, start, num_samples, "speaker", fault)
+    if accounted != blocks.num_samples:
+        raise CscError(f"{source['path']}: samples were lost or invented; report this")
+
+
+class _UntilFault:
+    """Blocks of audio up to where they are good; what ended them is kept in `fault`."""
+
+    def __init__(self, blocks: Iterator[Samples]) -> None:
+        self._blocks = blocks
+        self.fault: AudioError | None = None
+        self.num_samples = 0
+
+    def __iter__(self) -> Iterator[Samples]:
+        try:
+            for block in self._blocks:
+                self.num_samples += len(block)
+                yield block
+        except AudioError as error:
+            self.fault = error
+
+
+def _joined(before: Piece | None, piece: Piece) -> Piece:
+    if before is None:
+        return piece
+    return before._replace(num_samples=before.num_samples + piece.num_samples)
+
+
+def _judged(
+    source: Row, sha256: str, piece: Piece, config: SpeechConfig, check: SpeakerCheck | None
+) -> Outcome:
+    """Keep a piece, or say why not."""
+    assert piece.samples is not None
+    quality = measure(piece.samples, piece.snr_db)
+    reason, detail = reject_reason(piece.num_samples, quality, source["kind"], config)
+    if reason:
+        return _reject(
+            source, piece.start_sample, piece.num_samples, "quality", AudioError(reason, detail)
+        )
+    fault = check.fault(piece) if check is not None else None
+    if fault is not None:
+        return _reject(source, piece.start_sample, piece.num_samples, "speaker", fault)
+    return Outcome(True, _utterance(source, sha256, piece, piece.samples, quality))
+
+
+def _utterance(source: Row, sha256: str, piece: Piece, samples: Samples, quality: Quality) -> Row:
+    centred = samples - samples.mean(dtype="float64").astype("float32")
+    pcm = to_pcm(centred).tobytes()
+    named = ("speaker_id", "session_id", "kind", "label_kind", "split", "gender", "corpus", "path")
     return {
         "utterance_id": content_id(pcm),
-        "speaker_id": file.speaker_id,
-        "session_id": file.session_id,
-        "kind": file.kind,
-        "label_kind": file.label_kind,
-        "split": file.split,
-        "gender": file.gender,
-        "corpus": file.corpus,
-        "path": file.path,
-        "file_sha256": digest,
-        "start_sample": start,
-        "num_samples": len(segment),
+        "source_id": source["source_id"],
+        **{name: source[name] for name in named},
+        "file_sha256": sha256,
+        "start_sample": _within_file(source, piece.start_sample),
+        "num_samples": piece.num_samples,
+        "fingerprint": fingerprint(centred) if source["kind"] == "speech" else b"",
         "pcm": pcm,
         **quality._asdict(),
     }
 
 
-def _reject(file: AudioFile, stage: str, reason: str, detail: str, start: int = 0) -> Row:
-    return dict(
-        zip(REJECT.names, (file.corpus, file.path, start, stage, reason, detail), strict=True)
-    )
+def _within_file(source: Row, start_sample: int) -> int:
+    return round(source["start_s"] * SAMPLE_RATE_HZ) + start_sample
 
 
-def _finish(store: Folder, name: str, config: IngestConfig, listing: list[AudioFile]) -> Any:
-    """Write catalogue, rejects and, last of all, the index."""
-    records = sorted(committed_shards(store, name).values())
-    tables = [_without_audio(store, record.name) for record in records]
-    catalogue, duplicates = _deduplicate(pa.concat_tables(tables).combine_chunks())
-    refused = [pq.read_table(store.open_input(_rejects_name(record.name))) for record in records]
-    rejects = pa.concat_tables([*refused, duplicates])
-    _check_complete(listing, catalogue, rejects, sum(record.rows for record in records))
-    reasons = Counter(rejects["reason"].to_pylist())
-    if not len(catalogue):
-        raise CscError(f"nothing in the corpora can be kept: {dict(reasons)}; give other audio")
-    check_disjoint(catalogue)
-    store.put(REJECTS_FILE, encode(rejects, ROWS_PER_GROUP))
-    store.put(CATALOGUE_FILE, encode(catalogue, 1 << 16))
-    index = {
-        "version": STORE_VERSION,
-        "id": name,
-        "config": config.model_dump(),
-        "files": len(listing),
-        "kept": len(catalogue),
-        "rejected": dict(sorted(reasons.items())),
-        "seconds": round(pc.sum(catalogue["num_samples"]).as_py() / SAMPLE_RATE_HZ, 3),
-        "speakers": _speakers_by_split(catalogue),
-        "licences": {corpus.name: corpus.licence for corpus in config.corpora},
-        "shards": [record._asdict() for record in records],
+def _no_speech(source: Row, piece: Piece) -> Outcome:
+    fault = AudioError("no_speech", "no voice activity")
+    return _reject(source, piece.start_sample, piece.num_samples, "speech", fault)
+
+
+def _reject(
+    source: Row, start_sample: int, num_samples: int, stage: str, fault: AudioError
+) -> Outcome:
+    row = {
+        "source_id": source["source_id"],
+        "corpus": source["corpus"],
+        "path": source["path"],
+        "start_sample": _within_file(source, start_sample),
+        "num_samples": num_samples,
+        "stage": stage,
+        "reason": fault.reason,
+        "detail": fault.detail,
     }
-    store.put_json(INDEX, index)
-    return index
-
-
-def _without_audio(store: Folder, name: str) -> pa.Table:
-    table = open_shard(store, name).read(columns=UTTERANCE.names)
-    shard = pa.array([int(name.split("-")[1].split(".")[0])] * len(table), pa.int32())
-    rows = pa.array(range(len(table)), pa.int32())
-    return table.append_column("shard", shard).append_column("row", rows).cast(CATALOGUE)
-
-
-def _deduplicate(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Keep the first of equal contents, by speaker and path, and reject the others by name."""
-    table = table.sort_by([(key, "ascending") for key in ("speaker_id", "path", "start_sample")])
-    first: dict[str, str] = {}
-    keep, rejects = [], []
-    columns = ("utterance_id", "corpus", "path", "start_sample")
-    for content, corpus, path, start in zip(*(table[c].to_pylist() for c in columns), strict=True):
-        original = first.setdefault(content, f"{corpus}/{path}@{start}")
-        keep.append(original == f"{corpus}/{path}@{start}")
-        if not keep[-1]:
-            detail = f"the same audio as {original}"
-            row = (corpus, path, start, "duplicates", "duplicate", detail)
-            rejects.append(dict(zip(REJECT.names, row, strict=True)))
-    kept = table.filter(pa.array(keep, pa.bool_()))
-    kept = kept.sort_by([("shard", "ascending"), ("row", "ascending")])
-    return kept, pa.Table.from_pylist(rejects, schema=REJECT)
-
-
-def _check_complete(
-    listing: list[AudioFile], catalogue: pa.Table, rejects: pa.Table, stored: int
-) -> None:
-    """Assert that every file is kept or rejected, and every stored row in the catalogue or not."""
-    duplicates = pc.sum(pc.equal(rejects["reason"], "duplicate")).as_py() or 0
-    seen = {
-        pair
-        for table in (catalogue, rejects)
-        for pair in zip(table["corpus"].to_pylist(), table["path"].to_pylist(), strict=True)
-    }
-    if seen != {(file.corpus, file.path) for file in listing} or (
-        len(catalogue) + duplicates != stored
-    ):
-        raise CscError(
-            "ingest lost or invented rows: remove the store and run again, and report it"
-        )
-
-
-def _speakers_by_split(catalogue: pa.Table) -> dict[str, int]:
-    speech = catalogue.filter(pc.equal(catalogue["kind"], "speech"))
-    counts = speech.group_by("split").aggregate([("speaker_id", "count_distinct")])
-    pairs = zip(
-        counts["split"].to_pylist(), counts["speaker_id_count_distinct"].to_pylist(), strict=True
-    )
-    return dict(sorted(pairs))
+    return Outcome(False, row)

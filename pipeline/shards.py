@@ -1,6 +1,8 @@
 """Parquet shards: the same bytes for the same rows, row groups that can be read alone."""
 
-from collections.abc import Iterable, Mapping
+import posixpath
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,27 +19,36 @@ CATALOGUE_FILE = "utterances.parquet"
 
 
 def encode(table: pa.Table, rows_per_group: int) -> bytes:
-    """Serialise a shard. Audio stays uncompressed: noise-like samples gain little and cost time."""
+    """Serialise a shard whose audio is in memory."""
     sink = pa.BufferOutputStream()
-    compact = _leaves(table.schema, but="pcm")
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=rows_per_group,
-        compression=dict.fromkeys(compact, "zstd"),
-        use_dictionary=compact,
-        write_statistics=False,
-    )
+    with shard_writer(sink, table.schema) as writer:
+        writer.write_table(table, row_group_size=rows_per_group)
     return sink.getvalue().to_pybytes()
 
 
-def _leaves(schema: pa.Schema, but: str) -> list[str]:
-    """Return the Parquet paths of all columns but one, nested ones included."""
+def shard_writer(where: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a shard for writing by row groups.
+
+    Audio stays uncompressed: noise-like samples gain little and cost time. Only numbers of shards
+    have statistics, so that a part can be found in a long table.
+    """
+    compact = _leaves(schema, but=("pcm", "fingerprint"))
+    return pq.ParquetWriter(
+        where,
+        schema,
+        compression=dict.fromkeys(compact, "zstd"),
+        use_dictionary=compact,
+        write_statistics=["shard"] if "shard" in schema.names else False,
+    )
+
+
+def _leaves(schema: pa.Schema, but: Collection[str]) -> list[str]:
+    """Return the Parquet paths of all columns but some, nested ones included."""
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
     paths = [columns.column(place).path for place in range(len(columns))]
-    return [path for path in paths if path != but]
+    return [path for path in paths if path not in but]
 
 
 def open_shard(folder: Folder, name: str) -> pq.ParquetFile:
@@ -73,12 +84,23 @@ def store_shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.parquet"
 
 
+def rejects_name(shard_name: str) -> str:
+    """Return the name of the table that says what a shard does not hold."""
+    return shard_name.replace("shard-", "rejects-")
+
+
+def audio_of(store: Folder) -> Folder:
+    """Return where the utterance shards lie that a generation of the store refers to."""
+    return Folder(posixpath.dirname(store.uri)).child("shards")
+
+
 def read_pcm(store: Folder, wanted: Mapping[int, Iterable[int]]) -> dict[tuple[int, int], Pcm]:
     """Read utterances by (shard, row), touching only the row groups that hold them."""
+    shards = audio_of(store)
     found: dict[tuple[int, int], Pcm] = {}
     for shard, rows in sorted(wanted.items()):
         needed, start = set(rows), 0
-        file = open_shard(store, store_shard_name(shard))
+        file = open_shard(shards, store_shard_name(shard))
         for group in range(file.num_row_groups):
             inside = range(start, start + file.metadata.row_group(group).num_rows)
             start = inside.stop

@@ -1,5 +1,6 @@
-"""Small real things for tests: speech-like audio, corpora on disk, a store, a dataset."""
+"""Small real things for tests: speech, corpora on disk, a store, a dataset."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import pytest
 import soundfile
 from moto.server import ThreadedMotoServer
 
-from pipeline.audio import Samples
+from pipeline.audio import Samples, load
 from pipeline.build import build, dataset_id
-from pipeline.corpora import CorpusConfig, IngestConfig
-from pipeline.ingest import ingest, list_corpora, store_id
+from pipeline.corpora import SAMPLE, CorpusConfig, IngestConfig, list_corpora
 from pipeline.mixing import BuildConfig, MixingConfig
-from pipeline.schema import SAMPLE_RATE_HZ, Task, Work
+from pipeline.schema import SAMPLE_RATE_HZ, Runner, Task, Work
 from pipeline.storage import Folder
+from pipeline.store import ingest, plan_ingest
 
 
 def serially(tasks: Sequence[Task], work: Work) -> None:
@@ -24,17 +25,22 @@ def serially(tasks: Sequence[Task], work: Work) -> None:
         work(task)
 
 
-def voice(speaker: int, utterance: int, seconds: float = 1.6) -> Samples:
-    """Return a harmonic sound with syllables: a pitch for each speaker, a rhythm for each text."""
-    rng = np.random.default_rng([speaker, utterance])
-    time = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    pitch_hz = 90 + 17 * speaker + 4 * np.sin(2 * np.pi * rng.uniform(1, 3) * time)
-    phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE_HZ
-    tilt = 1 + speaker % 5 / 4
-    tone = sum(np.sin(k * phase) / k**tilt for k in range(1, 12))
-    syllables = np.clip(np.sin(2 * np.pi * rng.uniform(2, 4) * time + rng.uniform(0, 6)), 0, 1)
-    noise = rng.normal(0, 0.002, len(time))
-    return (0.1 * tone * syllables + noise).astype(np.float32)
+@functools.cache
+def recordings(speaker: int) -> list[Samples]:
+    """Return what a speaker of the shipped sample says, the longest first."""
+    folders = sorted(path for path in (SAMPLE / "speechocean762").iterdir() if path.is_dir())
+    spoken = [load(path) for path in sorted(folders[speaker].iterdir())]
+    return sorted(spoken, key=len, reverse=True)
+
+
+def voice(speaker: int, utterance: int, seconds: float | None = None) -> Samples:
+    """Return real speech: one utterance, or as many seconds from there on as are asked for."""
+    spoken = recordings(speaker)
+    if seconds is None:
+        return spoken[utterance % len(spoken)]
+    count = round(seconds * SAMPLE_RATE_HZ)
+    turns = [spoken[(utterance + turn) % len(spoken)] for turn in range(1 + count // 16_000)]
+    return np.concatenate(turns)[:count]
 
 
 def write_corpus(root: Path, speakers: int, utterances: int, first: int = 0) -> Path:
@@ -81,12 +87,17 @@ BUILD = BuildConfig(
 )
 
 
+def make_store(root: Path | Folder, config: IngestConfig, run: Runner = serially) -> Folder:
+    """Ingest into a store and return its newest generation."""
+    folder = root if isinstance(root, Folder) else Folder.at(root)
+    planned = plan_ingest(folder, config, list_corpora(config))
+    ingest(folder, planned, config, run)
+    return planned.store
+
+
 @pytest.fixture(scope="session")
 def store(corpora: IngestConfig, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    listing = list_corpora(corpora)
-    folder = Folder.at(tmp_path_factory.mktemp("store")).child(store_id(corpora, listing))
-    ingest(folder, corpora, listing, serially)
-    return folder
+    return make_store(tmp_path_factory.mktemp("store"), corpora)
 
 
 @pytest.fixture(scope="session")

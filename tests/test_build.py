@@ -59,9 +59,10 @@ def test_errors_of_ray_tasks_arrive_as_they_are(tmp_path: Path) -> None:
 
 def test_s3_holds_the_same_bytes(store: Folder, dataset: Folder, s3: str) -> None:
     cloud = Folder.at(f"{s3}/datasets")
-    copy = Folder.at(f"{s3}/store").child(Path(store.uri).name)
-    for file in store.list():
-        copy.put(file.name, store.read(file.name))
+    here, there = Folder.at(Path(store.uri).parent), Folder.at(f"{s3}/store")
+    for file in here.list():
+        there.put(file.name, here.read(file.name))
+    copy = there.child(Path(store.uri).name)
     built = named(cloud, copy)
     build(built, copy, BUILD, 3, serially)
     assert shard_hashes(built) == shard_hashes(dataset)

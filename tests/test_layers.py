@@ -12,10 +12,14 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 RANKS = [
     {"errors"},
     {"schema"},
-    {"storage", "audio"},
-    {"speech", "splits"},
-    {"mixing", "shards", "corpora", "render", "tasks"},
+    {"storage", "audio", "patterns", "fingerprint"},
+    {"speech", "splits", "vad", "decoder", "manifests", "duplicates"},
+    {"segments", "layouts"},
+    {"mixing", "shards", "corpora", "render", "tasks", "speakers"},
+    {"plan", "summary"},
     {"loader", "trials", "ingest", "build"},
+    {"store"},
+    {"forget"},
 ]
 
 
