@@ -21,6 +21,7 @@ from pipeline.plan import (
     Generation,
     forgotten,
     generation,
+    generation_folder,
     is_forgotten,
     new_generation,
     numbers,
@@ -126,7 +127,7 @@ def _clean(root: Folder, last: Generation) -> None:
     """Delete all generations but the last, and all shards that it does not refer to."""
     for number in numbers(root, PLAN_FILE):
         if number != last.number:
-            root.child(f"generation-{number:05d}").remove(first=INDEX)
+            generation_folder(root, number).remove(first=INDEX)
     shards = root.child("shards")
     used = {store_shard_name(shard) for shard in last.shards()}
     used |= {rejects_name(name) for name in used}

@@ -110,7 +110,8 @@ def reads(
     """Give each source with its file at hand, while those after it are being read."""
     files = [list(group) for _, group in groupby(sources, itemgetter("corpus", "path"))]
     waiting: deque[tuple[list[Row], Future[Read]]] = deque()
-    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(READS_AT_ONCE)
+    try:
         for number, spans in enumerate(files):
             folder = roots[spans[0]["corpus"]]
             job = pool.submit(_read, folder, spans[0], scratch / f"source-{number}")
@@ -121,6 +122,8 @@ def reads(
                 yield from _taken(*waiting.popleft(), scratch)
         while waiting:
             yield from _taken(*waiting.popleft(), scratch)
+    finally:
+        pool.shutdown(cancel_futures=True)  # where one fails for good, the others would too
 
 
 def _taken(spans: list[Row], job: Future[Read], scratch: Path) -> Iterator[tuple[Row, Read]]:

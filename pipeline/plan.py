@@ -56,9 +56,13 @@ def numbers(root: Folder, having: str) -> list[int]:
     return sorted(int(match[1]) for match, name in matches if match and match[0] + having == name)
 
 
+def generation_folder(root: Folder, number: int) -> Folder:
+    return root.child(f"generation-{number:05d}")
+
+
 def generation(root: Folder, number: int) -> Generation:
     """Return a generation that has a plan."""
-    folder = root.child(f"generation-{number:05d}")
+    folder = generation_folder(root, number)
     with folder.open_input(PLAN_FILE) as file:
         plan = pq.read_table(file, schema=PLAN)
     return Generation(number, folder, plan, folder.exists(INDEX))
@@ -74,7 +78,7 @@ def new_generation(root: Folder, number: int, plan: pa.Table) -> Generation:
     """Return a generation that is not written yet, its plan put in order."""
     order = [(key, "ascending") for key in ("shard", "speaker_id", "path", "start_s")]
     plan = plan.cast(PLAN).sort_by(order).combine_chunks()
-    return Generation(number, root.child(f"generation-{number:05d}"), plan, finished=False)
+    return Generation(number, generation_folder(root, number), plan, finished=False)
 
 
 def next_generation(root: Folder, listing: pa.Table, config: str, shard_mb: float) -> Generation:

@@ -49,11 +49,15 @@ UTTERANCE = pa.schema(
         ("snr_db", pa.float32()),
         ("clipped_share", pa.float32()),
         ("bandwidth_hz", pa.float32()),
-        ("fingerprint", pa.binary()),  # of how it sounds, for near-duplicates
     ]
 )
-STORED_UTTERANCE = UTTERANCE.append(pa.field("pcm", pa.large_binary()))
-"""A row of the utterance store; `pcm` is mono int16 at SAMPLE_RATE_HZ, little endian."""
+STORED_UTTERANCE = UTTERANCE.append(pa.field("fingerprint", pa.binary())).append(
+    pa.field("pcm", pa.large_binary())
+)
+"""A row of the utterance store; `pcm` is mono int16 at SAMPLE_RATE_HZ, little endian.
+
+`fingerprint` is how it sounds, for finding near-duplicates.
+"""
 
 CATALOGUE = UTTERANCE.append(pa.field("shard", pa.int32())).append(pa.field("row", pa.int32()))
 """The store without its audio, and where the audio lies: what recipes are drawn from."""

@@ -21,6 +21,7 @@ from pipeline.plan import (
     Generation,
     changes,
     forgotten,
+    generation_folder,
     next_generation,
     numbers,
     write_plan,
@@ -40,6 +41,7 @@ from pipeline.shards import (
     damaged,
     encode,
     open_shard,
+    read_catalogue,
     rejects_name,
     store_shard_name,
 )
@@ -107,7 +109,7 @@ def unread(root: Folder, planned: Generation, config: IngestConfig) -> pa.Table:
 def discard(root: Folder) -> None:
     """Delete all generations and shards; what was forgotten stays so."""
     for number in numbers(root, PLAN_FILE):
-        root.child(f"generation-{number:05d}").remove(first=INDEX)
+        generation_folder(root, number).remove(first=INDEX)
     root.child("shards").remove(first=store_shard_name(0))
 
 
@@ -116,7 +118,7 @@ def finish(root: Folder, planned: Generation, config: IngestConfig) -> Any:
     shards = root.child("shards")
     done = committed_shards(shards, store_id(config))
     records = [done[store_shard_name(shard)] for shard in planned.shards()]
-    contents = _contents(shards, planned, records)
+    contents = _contents(root, planned, records)
     if not len(contents.catalogue):
         reasons = sorted(set(contents.rejects["reason"].to_pylist()))
         raise CscError(f"nothing in the corpora can be kept ({', '.join(reasons)}): give others")
@@ -138,8 +140,12 @@ def finish(root: Folder, planned: Generation, config: IngestConfig) -> Any:
     return index
 
 
-def _contents(shards: Folder, planned: Generation, records: Sequence[ShardRecord]) -> Contents:
-    """Join the shards' rows, less what is stale, of another speaker, or there already."""
+def _contents(root: Folder, planned: Generation, records: Sequence[ShardRecord]) -> Contents:
+    """Join the shards' rows, less what is stale, of another speaker, or there already.
+
+    Of copies, the one that an earlier generation kept is kept, or else the first.
+    """
+    shards = root.child("shards")
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         rows = list(pool.map(partial(_without_audio, shards), records, planned.shards()))
         refused = list(pool.map(partial(_rejects, shards), planned.shards()))
@@ -147,22 +153,50 @@ def _contents(shards: Folder, planned: Generation, records: Sequence[ShardRecord
     rejects = _current(pa.concat_tables(refused), planned.plan).select(REJECT.names)
     others = rejects.filter(pc.equal(rejects["reason"], "other_speaker"))
     left = stored.filter(pc.invert(pc.is_in(_places(stored), value_set=_places(others))))
-    exact = _first_alike(left["utterance_id"])
-    left, twice = _parted(left, exact, "duplicate", "the same audio as")
-    speech = pc.equal(left["kind"], "speech").to_numpy()
-    near = np.full(len(left), -1, np.int64)
-    chosen = np.flatnonzero(speech)
-    alike = near_duplicates(left["fingerprint"].take(pa.array(chosen)))
-    near[chosen] = np.where(alike >= 0, chosen[alike], -1)
-    catalogue, nearly = _parted(left, near, "near_duplicate", "sounds like")
-    contents = Contents(catalogue.cast(CATALOGUE), pa.concat_tables([rejects, twice, nearly]))
-    dropped = len(others) + len(twice) + len(nearly)
-    _check_complete(planned.plan, contents, len(stored) - dropped)
+    left, num_kept = _kept_first(left, _before(root, planned))
+    left, twice = _parted(
+        left, _first_alike(left["utterance_id"]), "duplicate", "the same audio as"
+    )
+    left, nearly = _parted(left, _sounds_alike(left, num_kept), "near_duplicate", "sounds like")
+    catalogue = left.sort_by([("shard", "ascending"), ("row", "ascending")])
+    contents = Contents(
+        catalogue.select(CATALOGUE.names).cast(CATALOGUE),
+        pa.concat_tables([rejects, twice, nearly]),
+    )
+    _check_complete(planned.plan, contents, len(stored) - len(others) - len(twice) - len(nearly))
     return contents
 
 
+def _before(root: Folder, planned: Generation) -> pa.Table:
+    """Return the catalogue of the last finished generation, or an empty one."""
+    finished = [number for number in numbers(root, INDEX) if number < planned.number]
+    if not finished:
+        return CATALOGUE.empty_table()
+    return read_catalogue(generation_folder(root, finished[-1]))
+
+
+def _kept_first(rows: pa.Table, before: pa.Table) -> tuple[pa.Table, int]:
+    """Put the rows of an earlier catalogue before the others, and count them."""
+    columns = ("utterance_id", "source_id", "start_sample")
+    then, now = (_joined([table[name] for name in columns]) for table in (before, rows))
+    kept = pc.is_in(now, value_set=then)
+    return pa.concat_tables([rows.filter(kept), rows.filter(pc.invert(kept))]), pc.sum(
+        kept
+    ).as_py() or 0
+
+
+def _sounds_alike(rows: pa.Table, num_kept: int) -> NDArray[np.int64]:
+    """Return for each row the one before it that it is a near-duplicate of, or -1."""
+    speech = np.flatnonzero(pc.equal(rows["kind"], "speech").to_numpy())
+    prints = rows["fingerprint"].take(pa.array(speech, pa.int64()))
+    alike = near_duplicates(prints, first_new=int(np.searchsorted(speech, num_kept)))
+    originals = np.full(len(rows), -1, np.int64)
+    originals[speech] = np.where(alike >= 0, speech[alike], -1)
+    return originals
+
+
 def _without_audio(shards: Folder, record: ShardRecord, shard: int) -> pa.Table:
-    table = open_shard(shards, record.name).read(columns=UTTERANCE.names)
+    table = open_shard(shards, record.name).read(columns=[*UTTERANCE.names, "fingerprint"])
     if len(table) != record.rows:
         raise damaged(shards, record.name)
     return _numbered(table, shard).append_column("row", pa.array(range(len(table)), pa.int32()))

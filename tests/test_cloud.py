@@ -1,0 +1,167 @@
+"""Corpora and stores in S3: the same as on a disk, also from a server that fails now and then."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from s3fs import S3FileSystem
+from werkzeug.serving import make_server
+
+from pipeline import storage
+from pipeline.corpora import CorpusConfig, IngestConfig
+from pipeline.errors import CscError
+from pipeline.plan import latest
+from pipeline.shards import read_catalogue
+from pipeline.storage import Folder
+from tests.conftest import make_store, shard_hashes, write_corpus
+
+START = Callable[..., Any]
+ERRORS = {"500 Internal Server Error": "InternalError", "503 Service Unavailable": "SlowDown"}
+
+
+class Flaky:
+    """A WSGI application around moto that fails a share of the requests in every way S3 does."""
+
+    def __init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._draws, self._lock = random.Random(7), threading.Lock()
+        self.share, self.denied, self.down = 0.0, "", False
+        self.faults: list[str] = []
+
+    def __call__(self, environ: dict[str, Any], start: START) -> Iterable[bytes]:
+        with self._lock:
+            faulty = self._draws.random() < self.share
+            how = self._draws.choice(["slow", "cut", *ERRORS]) if faulty else ""
+        if self.denied and self.denied in environ["PATH_INFO"]:
+            return self._refuse(start, "403 Forbidden", "AccessDenied")
+        if self.down:
+            return self._refuse(start, "503 Service Unavailable", "SlowDown")
+        if not how:
+            return self._moto(environ, start)
+        self.faults.append(how)
+        if how in ERRORS:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            return self._refuse(start, how, ERRORS[how])
+        if how == "slow":
+            time.sleep(0.3)
+            return self._moto(environ, start)
+        return self._cut(self._moto(environ, start))
+
+    def _refuse(self, start: START, status: str, code: str) -> Iterable[bytes]:
+        start(status, [("Content-Type", "application/xml")])
+        return [f"<Error><Code>{code}</Code><Message>so it goes</Message></Error>".encode()]
+
+    def _cut(self, answer: Iterable[bytes]) -> Iterator[bytes]:
+        body = b"".join(answer)
+        yield body[: len(body) // 2]
+        raise ConnectionAbortedError  # fewer bytes than announced, then nothing
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Flaky]:
+    application = Flaky()
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-test-key")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        S3FileSystem.clear_instance_cache()  # they keep the endpoint of their first use
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="wild")
+        yield application
+    S3FileSystem.clear_instance_cache()
+    server.shutdown()
+
+
+@pytest.fixture
+def flaky(server: Flaky) -> Iterator[Flaky]:
+    yield server
+    server.share, server.denied, server.down, server.faults = 0.0, "", False, []
+
+
+def config_of(root: object) -> IngestConfig:
+    return IngestConfig(corpora=[CorpusConfig(name="c", root=str(root))], source_mb_per_shard=0.5)
+
+
+def uploaded(local: Path, address: str) -> str:
+    folder = Folder.at(address)
+    for path in sorted(local.rglob("*.*")):
+        folder.put(str(path.relative_to(local)), path.read_bytes())
+    return address
+
+
+def ids(store: Folder) -> list[str]:
+    return read_catalogue(store)["utterance_id"].to_pylist()
+
+
+def test_a_bucket_gives_what_a_disk_gives_also_when_every_fifth_request_fails(
+    flaky: Flaky, tmp_path: Path
+) -> None:
+    local = write_corpus(tmp_path / "c", 12, 4)
+    here = make_store(tmp_path / "store", config_of(local))
+    there = uploaded(local, f"s3://wild/{tmp_path.name}/corpus")
+    assert ids(make_store(tmp_path / "from-s3", config_of(there))) == ids(here)
+    assert not flaky.faults
+    flaky.share = 0.2
+    cloud = make_store(Folder.at(f"s3://wild/{tmp_path.name}/store"), config_of(there))
+    flaky.share = 0.0
+    assert len(flaky.faults) > 20
+    assert set(flaky.faults) == {"slow", "cut", *ERRORS}
+    assert ids(cloud) == ids(here)
+    assert shard_hashes(cloud) == shard_hashes(here)
+
+
+def test_an_outage_stops_clean_and_the_next_call_goes_on(
+    flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.5)
+    local = write_corpus(tmp_path / "c", 1, 2)
+    config = config_of(uploaded(local, f"s3://wild/{tmp_path.name}/corpus"))
+
+    def goes_down(tasks: Any, work: Any) -> None:
+        flaky.down = True
+        for task in tasks:
+            work(task)
+
+    with pytest.raises(CscError, match=f"wild/{tmp_path.name}/corpus") as caught:
+        make_store(tmp_path / "store", config, goes_down)
+    assert "secret-test-key" not in str(caught.value)
+    flaky.down = False
+    root = Folder.at(tmp_path / "store")
+    planned = latest(root)
+    assert planned is not None
+    assert not planned.finished
+    assert [file.name for file in root.child("shards").list()] == []
+    store = make_store(root, config)
+    assert store == planned.store
+    assert ids(store) == ids(make_store(tmp_path / "disk", config_of(local)))
+
+
+def test_an_object_that_is_denied_or_gone_costs_only_itself(flaky: Flaky, tmp_path: Path) -> None:
+    local = write_corpus(tmp_path / "c", 4, 2)
+    address = uploaded(local, f"s3://wild/{tmp_path.name}/corpus")
+
+    def meanwhile(tasks: Any, work: Any) -> None:
+        flaky.denied = "s01/u0"
+        Folder.at(address).remove_file("s02/u0.flac")
+        Folder.at(address).put("s03/u0.flac", (local / "s01" / "u1.flac").read_bytes())
+        for task in tasks:
+            work(task)
+        flaky.denied = ""
+
+    index = make_store(tmp_path / "store", config_of(address), meanwhile).read_json("index.json")
+    assert index["examples"]["denied"]["path"] == "s01/u0.flac"
+    assert index["examples"]["missing"]["path"] == "s02/u0.flac"
+    assert index["examples"]["changed"]["path"] == "s03/u0.flac"
+    counted = make_store(tmp_path / "store", config_of(address)).read_json("index.json")
+    assert counted["changes"]["changed"] == 1
+    assert counted["changes"]["gone"] == 1
+    assert "changed" not in counted["rejected"]
