@@ -14,8 +14,8 @@ from pipeline.speakers import Ear
 class ModelEar:
     """Hears with a model's unseparated view; `threshold` is where it decides in verification."""
 
-    def __init__(self, model: CSC, threshold: float) -> None:
-        self._model, self.threshold = model.eval(), threshold
+    def __init__(self, model: CSC, threshold: float, name: str) -> None:
+        self._model, self.threshold, self.name = model.eval(), threshold, name
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
         torch.set_num_threads(1)  # as many workers as cores are at it
@@ -32,6 +32,6 @@ def ear_of(config: Config) -> Ear | None:
     uri = config.ingest.purity
     if uri is None:
         return None
-    model, threshold = load_verifier(uri, config)
+    found = load_verifier(uri, config)
     given = config.ingest.purity_threshold
-    return ModelEar(model, threshold if given is None else given)
+    return ModelEar(found.model, found.threshold if given is None else given, found.model_id)

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from csc_model.model import CSC
 from jobs.config import Config
@@ -22,7 +23,7 @@ def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> 
         CscError: a file cannot be used, or there is no such model.
     """
     clips = load(enrolment), load(test)
-    model, threshold = load_verifier(
+    model, threshold, _ = load_verifier(
         model_uri or f"models:/{config.mlflow.model}@{CHAMPION}", config
     )
     score, details = decide(model, *clips)
@@ -32,8 +33,16 @@ def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> 
     say(f"  energy of its slots: {', '.join(f'{share:.0%}' for share in details['activity'])}")
 
 
-def load_verifier(model_uri: str, config: Config) -> tuple[CSC, float]:
-    """Return a registered model, or one in a folder, and the score at which it decides.
+class Verifier(NamedTuple):
+    """A model with the score at which it decides, and its id."""
+
+    model: CSC
+    threshold: float
+    model_id: str
+
+
+def load_verifier(model_uri: str, config: Config) -> Verifier:
+    """Return a registered model, or one in a folder with its evaluation.
 
     Raises:
         CscError: there is no such model.
@@ -42,13 +51,13 @@ def load_verifier(model_uri: str, config: Config) -> tuple[CSC, float]:
         folder = _artifacts(model_uri, config, Path(scratch))
         try:
             model = CSC.load(folder / "model")
-            threshold = json.loads((folder / "evaluation" / INDEX).read_text())["threshold"]
+            about = json.loads((folder / "evaluation" / INDEX).read_text())
         except (FileNotFoundError, ValueError) as error:
             raise CscError(
                 f"{model_uri}: {error}; name a version that csc registered, or a folder with its "
                 "`model` and `evaluation`"
             ) from error
-    return model, float(threshold)
+    return Verifier(model, float(about["threshold"]), str(about["model"]))
 
 
 def _artifacts(model_uri: str, config: Config, scratch: Path) -> Path:

@@ -15,6 +15,7 @@ and the number of its weakest bit; the frames, 0 where there is no sound that ch
 from typing import NamedTuple
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from pipeline.audio import Samples
@@ -77,7 +78,7 @@ def _bands(samples: Samples) -> NDArray[np.float64]:
     if len(samples) < WINDOW:
         return np.zeros((0, NUM_BANDS))
     windows = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
-    spectrum = np.fft.rfft(windows * np.hanning(WINDOW).astype(np.float32))
+    spectrum = scipy.fft.rfft(windows * np.hanning(WINDOW).astype(np.float32))
     power = np.square(spectrum.real) + np.square(spectrum.imag)
     loudness = (power.astype(np.float64) @ _FILTERS) ** COMPRESSION
     return loudness / np.maximum(loudness.mean(axis=0), np.finfo(np.float64).tiny)

@@ -16,7 +16,7 @@ from pipeline.speech import SpeechConfig
 from pipeline.vad import WINDOW, VoiceActivity
 
 Mask = NDArray[np.bool_]
-WINDOWS_AT_ONCE = 256  # 8 s
+WINDOWS_AT_ONCE = 128  # 4 s
 NOISE_MEMORY = 3 * SAMPLE_RATE_HZ // WINDOW  # windows before a segment that tell its noise
 FEWEST_NOISE_WINDOWS = 8
 QUIETEST_POWER = 1e-12

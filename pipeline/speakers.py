@@ -19,6 +19,7 @@ ROWS_AT_ONCE = 1 << 10
 class Ear(Protocol):
     """Turns speech into a unit vector; two of one speaker have a cosine above `threshold`."""
 
+    name: str  # of the model, for the record
     threshold: float
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
@@ -50,13 +51,16 @@ class SpeakerCheck:
         parts = [self._ear(part) for part in np.array_split(piece.samples, count)]
         cosines = np.stack(parts) @ np.stack(parts).T
         if (least := float(cosines.min())) < self._ear.threshold:
-            detail = f"parts with a cosine of {least:.2f}, at least {self._ear.threshold:.2f}"
-            return AudioError("several_speakers", detail)
+            return AudioError("several_speakers", self._detail("between parts", least))
         if self._label_kind == "pseudo":
             mean = np.mean(parts, axis=0)
             vector = (mean / np.linalg.norm(mean)).astype(np.float32)
             self._heard.append(_Heard(piece.start_sample, piece.num_samples, vector))
         return None
+
+    def _detail(self, what: str, cosine: float) -> str:
+        needed = f"{self._ear.threshold:.2f} is needed by model {self._ear.name}"
+        return f"a cosine of {cosine:.2f} {what}, {needed}"
 
     def others(self) -> list[tuple[int, int, AudioError]]:
         """Return start, length and reason of the segments that are not of the main speaker."""
@@ -75,7 +79,7 @@ class SpeakerCheck:
             (
                 heard.start_sample,
                 heard.num_samples,
-                AudioError("other_speaker", f"a cosine of {cosine:.2f} to the main speaker"),
+                AudioError("other_speaker", self._detail("to the main speaker", float(cosine))),
             )
             for heard, cosine in zip(self._heard, cosines, strict=True)
             if cosine < self._ear.threshold

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -13,6 +14,7 @@ FRAME = SAMPLE_RATE_HZ // 50  # 20 ms
 AUDIBLE_DBFS = -70.0
 ACTIVE_RANGE_DB = 20.0
 SPECTRUM_SIZE = 1024
+HANN = np.hanning(SPECTRUM_SIZE).astype(np.float32)
 BANDWIDTH_RANGE_DB = 50.0
 EMPTY_DB = -120.0
 CLIPPED_FROM = 0.99  # resampling rounds what was cut off
@@ -65,7 +67,8 @@ def _mean_level_db(levels_db: NDArray[np.float64]) -> float:
 def bandwidth_hz(samples: Samples) -> float:
     """Return the frequency above which the mean spectrum stays 50 dB under its peak."""
     padded = np.pad(samples, (0, -len(samples) % SPECTRUM_SIZE)).reshape(-1, SPECTRUM_SIZE)
-    power = np.mean(np.abs(np.fft.rfft(padded * np.hanning(SPECTRUM_SIZE))) ** 2, axis=0)
+    spectra = scipy.fft.rfft(padded * HANN)
+    power = np.mean(spectra.real**2 + spectra.imag**2, axis=0)
     loud = np.flatnonzero(power > power.max() * 10 ** (-BANDWIDTH_RANGE_DB / 10))
     return float(loud[-1] if len(loud) else 0) * SAMPLE_RATE_HZ / SPECTRUM_SIZE
 

@@ -125,7 +125,9 @@ class Folder:
 
     @cached_property
     def _fs(self) -> Any:
-        options = {} if self.is_local else {"use_listings_cache": False}
+        options: dict[str, Any] = {} if self.is_local else {"use_listings_cache": False}
+        if self.uri.startswith("s3://"):  # this module asks again itself, for as long as it wants
+            options["config_kwargs"] = {"retries": {"mode": "standard", "max_attempts": 1}}
         return fsspec.core.url_to_fs(self.uri, **options)[0]
 
     def path(self, name: str) -> str:

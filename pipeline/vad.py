@@ -1,8 +1,7 @@
 """Voice activity by silero-vad's network, run on ONNX Runtime as it lies in their package.
 
 The network that is used here takes many windows at a call and gives what the one that takes one
-gives (https://github.com/snakers4/silero-vad); its package is not imported, as that would load
-torch into every worker.
+gives (https://github.com/snakers4/silero-vad).
 """
 
 import functools
@@ -17,18 +16,21 @@ from pipeline.audio import Samples
 
 WINDOW = 512  # samples at 16 kHz that one probability speaks of
 CONTEXT = 64  # samples before a window that the network wants to see
-NETWORK = "data/silero_vad_16k_sequence.onnx"
+
+
+def network() -> Path:
+    """Return where silero's package holds the network; importing it would load torch."""
+    package = importlib.util.find_spec("silero_vad")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "data" / "silero_vad_16k_sequence.onnx"
 
 
 @functools.cache
 def _session() -> onnxruntime.InferenceSession:
-    package = importlib.util.find_spec("silero_vad")
-    assert package is not None
-    assert package.origin is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    path = Path(package.origin).parent / NETWORK
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(network(), options, providers=["CPUExecutionProvider"])
 
 
 class VoiceActivity:

@@ -1,8 +1,6 @@
 """Voice activity and cutting: every sample is in one piece, wherever the stream was cut."""
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from pipeline.audio import Samples
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.segments import Piece, noise_pieces, speech_pieces, turns
 from pipeline.speech import SpeechConfig
-from pipeline.vad import NETWORK, WINDOW, VoiceActivity
+from pipeline.vad import WINDOW, VoiceActivity, network
 from tests.conftest import voice
 
 CONFIG = SpeechConfig()
@@ -47,10 +45,7 @@ def test_voice_activity_is_that_of_its_authors(at_once: int) -> None:
     found = np.concatenate(
         [ours(windows[first : first + at_once]) for first in range(0, len(windows), at_once)]
     )
-    package = importlib.util.find_spec("silero_vad")
-    assert package is not None
-    assert package.origin is not None
-    theirs = SileroVADSequence(str(Path(package.origin).parent / NETWORK))
+    theirs = SileroVADSequence(str(network()))
     assert found == pytest.approx(theirs.audio_forward(windows.reshape(-1)), abs=1e-5)
 
 

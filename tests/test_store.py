@@ -1,6 +1,11 @@
 """Generations: what is new is read, what is not stays as it is, and what is forgotten is gone."""
 
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -260,3 +265,50 @@ def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(CscError, match=r"shard-00000\.parquet is damaged"):
         ingest(root, planned, config, loses_rows)
     assert not planned.store.exists("index.json")
+
+
+INGEST = """
+import sys
+from pathlib import Path
+from pipeline.corpora import CorpusConfig, IngestConfig, list_corpora
+from pipeline.storage import Folder
+from pipeline.store import ingest, plan_ingest
+
+def run(tasks, work):
+    for task in tasks:
+        print(task["shard"], flush=True)
+        work(task)
+
+root, corpus = Folder.at(sys.argv[1]), CorpusConfig(name="c", root=sys.argv[2])
+config = IngestConfig(corpora=[corpus], source_mb_per_shard=0.2)
+planned = plan_ingest(root, config, list_corpora(config))
+print("planned", flush=True)
+ingest(root, planned, config, run)
+"""
+
+
+def test_killed_at_ten_random_points_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c", 12, 4)
+    draws = random.Random(11)
+
+    def start(store: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", INGEST, str(tmp_path / store), str(corpus)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    whole = start("whole")
+    assert whole.wait() == 0
+    assert whole.stdout is not None
+    shards = len(whole.stdout.readlines()) - 1
+    assert shards >= 8
+    kills = 0
+    for _ in range(10):
+        process = start("killed")
+        assert process.stdout is not None
+        for _ in range(draws.randint(1, 2)):  # a task or two further each time
+            process.stdout.readline()
+        time.sleep(draws.uniform(0, 0.3))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 8
+    assert start("killed").wait() == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
