@@ -197,6 +197,9 @@ def summary(run: Run, arguments: str) -> None:
 def dry_run(run: Run) -> None:
     """Say what an ingest would do, and do nothing."""
     planned = run.plan
+    if planned.finished:
+        say(f"  nothing new: generation {planned.number} holds all of it, {planned.store.uri}")
+        return
     todo = unread(run.store_root, planned, run.config.ingest)
     new = changes(run.store_root, planned)
     say(

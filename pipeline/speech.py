@@ -94,7 +94,7 @@ def reject_reason(
     if quality.clipped_share > config.max_clipped_share:
         return "clipped", f"{quality.clipped_share:.1%} of the samples"
     if kind == "speech" and quality.snr_db < config.min_snr_db:
-        return "low_snr", f"{quality.snr_db:.0f} dB"
+        return "low_snr", f"{quality.snr_db:.1f} dB"
     if kind == "speech" and quality.bandwidth_hz < config.min_bandwidth_hz:
         return "narrowband", f"nothing above {quality.bandwidth_hz:.0f} Hz"
     return "", ""

@@ -1,6 +1,7 @@
 """The whole way on real speech: every component is the real one, only the sizes are small."""
 
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -29,7 +30,7 @@ from pipeline.corpora import SAMPLE
 from pipeline.errors import CscError
 from pipeline.shards import encode
 from pipeline.storage import Folder
-from tests.conftest import make_store, serially, shard_hashes, write_corpus
+from tests.conftest import make_store, serially, shard_hashes, voice, write_corpus
 
 SMALL = [
     "ingest.corpora.0.manifest='manifest.csv'",
@@ -97,6 +98,10 @@ def only(folder: Path) -> Folder:
     return Folder.at(found)
 
 
+def store_in(workspace: Path) -> Folder:
+    return only(workspace / "utterances").child("generation-00001")
+
+
 def test_a_run_says_what_it_made_and_what_to_try(workspace: Path) -> None:
     said = (workspace / "said.txt").read_text()
     assert re.search(r"csc +│ .*\d\.\d \[", said)
@@ -129,8 +134,7 @@ def test_a_second_run_does_nothing_again(workspace: Path) -> None:
 def test_ray_and_a_kill_leave_the_shards_of_a_plain_loop(workspace: Path, tmp_path: Path) -> None:
     config = configured(workspace)
     store = make_store(tmp_path / "s", config.ingest)
-    made = only(workspace / "utterances").child("generation-00001")
-    assert shard_hashes(store) == shard_hashes(made)
+    assert shard_hashes(store) == shard_hashes(store_in(workspace))
     name = dataset_id(store.read_json("index.json"), config.build, config.seed)
     dataset = Folder.at(tmp_path / "d").child(name)
     build(dataset, store, config.build, config.seed, serially)
@@ -226,7 +230,7 @@ def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path
         again = Trained(model, trained.about | {"run": run_id})
         version, new = register(again, Evaluated(folder, about), registry)
         assert new
-        store = only(workspace / "utterances")
+        store = store_in(workspace)
         verdicts.append((version, promote(registry, store, config, lambda *_: None)))
     (worse, refusal), (better, promotion) = verdicts
     assert not refusal.promoted
@@ -240,7 +244,7 @@ def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path
 
 
 def test_a_champion_of_other_trials_is_scored_on_the_challengers(workspace: Path) -> None:
-    registry, store = registry_of(workspace), only(workspace / "utterances")
+    registry, store = registry_of(workspace), store_in(workspace)
     model = only(workspace / "models")
     config = load_config(
         "demo",
@@ -307,22 +311,54 @@ def test_a_locked_or_foreign_database_is_named(tmp_path: Path) -> None:
 
 def test_an_interrupted_command_says_so_and_leaves_no_index(tmp_path: Path) -> None:
     running = subprocess.Popen(command("ingest", tmp_path), stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("utterances/*/shard-*.done.json")):
+    while not list(tmp_path.glob("utterances/*/shards/shard-*.done.json")):
         assert running.poll() is None
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     assert said.strip() == "stopped; the same command goes on from here"
-    assert not list(tmp_path.glob("utterances/*/index.json"))
+    assert not list(tmp_path.glob("utterances/*/*/index.json"))
 
 
 def test_help_comes_at_once_and_names_every_stage() -> None:
     answer = subprocess.run([CSC, "--help"], capture_output=True, text=True, check=True)
-    for stage in ("run", "ingest", "build", "train", "evaluate", "register", "promote", "verify"):
+    stages = ("run", "ingest", "build", "train", "evaluate", "register", "promote")
+    for stage in (*stages, "verify", "forget"):
         assert f" {stage} " in answer.stdout
     heavy = "import sys, jobs.cli; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.strip() == "set()"
+
+
+def test_ingest_grows_and_forgets_from_the_command_line(workspace: Path, tmp_path: Path) -> None:
+    corpus, root = write_corpus(tmp_path / "c", 4, 2), tmp_path / "w"
+    soundfile.write(corpus / "s00" / "long.flac", voice(0, 2, 12.0), 16_000)
+    (tmp_path / "judge").mkdir()
+    for part, folder in (("model", "models"), ("evaluation", "evaluations")):
+        shutil.copytree(only(workspace / folder).uri, tmp_path / "judge" / part)
+    (tmp_path / "mine.toml").write_text(
+        f"workspace = '{root}'\n[ingest]\npurity = '{tmp_path / 'judge'}'\n"
+        f"purity_threshold = 1.0\nspeech.max_pause_s = 2.0\n[[ingest.corpora]]\nname = 'mine'\nroot = '{corpus}'\n"
+    )
+
+    def run(*words: str) -> str:
+        command = [CSC, *words, "--config", str(tmp_path / "mine.toml")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "9 new, 0 changed, 0 gone, 0 unchanged" in run("ingest", "--dry-run")
+    assert not (root / "utterances").exists()
+    said = run("ingest")
+    assert "several people speak" in said  # no model finds two parts that much alike
+    assert (root / "utterances").glob("*/generation-00001/report.html")
+    assert "nothing new: generation 1" in run("ingest", "--dry-run")
+    write_corpus(corpus, 1, 2, first=4)
+    assert "2 new, 0 changed, 0 gone, 9 unchanged" in run("ingest", "--dry-run")
+    assert "2 recording(s) or span(s) removed" in run("forget", "--speaker", "mine/s01")
+    (left,) = (root / "utterances").glob("*/generation-*")
+    assert left.name == "generation-00002"
+    assert "2 new, 0 changed, 0 gone, 7 unchanged" in run("ingest", "--dry-run")
