@@ -18,7 +18,7 @@ MEANING = {
     "empty": "no bytes, or no samples",
     "unreadable": "no decoder reads it",
     "not_finite": "samples that are not finite numbers",
-    "truncated": "the file ends before its sound does",
+    "truncated": "damaged or cut off here",
     "crashes_decoder": "the decoder crashes on it",
     "hangs_decoder": "the decoder does not come to an end",
     "missing": "gone since it was listed",

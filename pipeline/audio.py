@@ -62,35 +62,49 @@ def stream(file: BinaryIO, start_s: float = 0.0, duration_s: float = 0.0) -> Ite
 
 
 def _native_blocks(file: BinaryIO, start_s: float, duration_s: float) -> Iterator[Native]:
-    num_bytes = file.seek(0, io.SEEK_END)
+    """Decode with libsndfile; with ffmpeg what that does not know, and what follows a damage."""
+    num_bytes, seconds = file.seek(0, io.SEEK_END), 0.0
     file.seek(0)
     try:
-        sound = soundfile.SoundFile(file)
+        with soundfile.SoundFile(file) as sound:
+            fault = AudioError(
+                "truncated", f"more follows than the {sound.frames} samples promised"
+            )
+            for rate_hz, block in _span(
+                _with_libsndfile(sound, start_s, num_bytes), 0.0, duration_s
+            ):
+                yield rate_hz, block
+                seconds += len(block) / rate_hz
+            more = file.tell() < num_bytes - UNREAD_BYTES and not duration_s
+            if sound.format != "FLAC" or not more:
+                return
     except soundfile.LibsndfileError as error:
-        file.seek(0)
-        yield from _span(_with_pyav(file, error.error_string), start_s, duration_s)
-        return
-    with sound:
-        rate_hz, claimed = int(sound.samplerate), sound.frames
-        if sound.format == "FLAC" and claimed > FLAC_SAMPLES_PER_BYTE * num_bytes:
-            file.seek(0)  # a length left open, or made up: libsndfile fails when that is not met
-            yield from _span(_with_pyav(file, "unknown length"), start_s, duration_s)
-            return
-        if start_s:
-            sound.seek(min(round(start_s * rate_hz), claimed))
-        yield from _span(_with_libsndfile(sound), 0.0, duration_s)
-        unread = file.tell() < num_bytes - UNREAD_BYTES
-        if sound.format == "FLAC" and unread and not duration_s:
-            raise AudioError("truncated", f"the header promises {claimed} samples, more follow")
-
-
-def _with_libsndfile(sound: soundfile.SoundFile) -> Iterator[Native]:
-    """Read to the end whatever length the header claims."""
-    found = False
+        fault = AudioError("unreadable", error.error_string)
+    except AudioError as error:
+        fault = error
+    file.seek(0)
+    left_s = duration_s - seconds if duration_s else 0.0
     try:
+        yield from _span(_with_pyav(file), start_s + seconds, left_s)
+    except AudioError as error:
+        raise fault if error.reason == "unreadable" else error from None
+    if fault.reason == "truncated" and fault.__cause__ is not None:  # what was damaged is lost
+        raise fault
+
+
+def _with_libsndfile(
+    sound: soundfile.SoundFile, start_s: float, num_bytes: int
+) -> Iterator[Native]:
+    """Read from a second on to the end, or to where the file is damaged."""
+    if sound.format == "FLAC" and sound.frames > FLAC_SAMPLES_PER_BYTE * num_bytes:
+        raise AudioError("truncated", "the header leaves the length open, or lies")
+    found, rate_hz = False, int(sound.samplerate)
+    try:
+        if start_s:
+            sound.seek(min(round(start_s * rate_hz), sound.frames))
         while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
             found = True
-            yield int(sound.samplerate), block
+            yield rate_hz, block
     except soundfile.LibsndfileError as error:
         raise AudioError("truncated" if found else "unreadable", error.error_string) from error
     except (RuntimeError, ValueError, MemoryError) as error:
@@ -98,14 +112,16 @@ def _with_libsndfile(sound: soundfile.SoundFile) -> Iterator[Native]:
         raise AudioError("truncated" if found else "unreadable", detail) from error
 
 
-def _with_pyav(file: BinaryIO, why: str) -> Iterator[Native]:
+def _with_pyav(file: BinaryIO) -> Iterator[Native]:
     """Decode the first audio stream packet by packet, going on after those that are damaged."""
     found, faults = False, 0
     try:
         with av.open(file, "r", options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.audio:
                 raise AudioError("unreadable", "there is no audio stream in it")
-            for packet in container.demux(container.streams.audio[0]):
+            track = container.streams.audio[0]
+            track.codec_context.options = {"err_detect": "crccheck+explode"}
+            for packet in container.demux(track):
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError:
@@ -116,7 +132,7 @@ def _with_pyav(file: BinaryIO, why: str) -> Iterator[Native]:
                     yield int(frame.sample_rate), _frame_samples(frame)
     except (av.error.FFmpegError, ValueError, MemoryError) as error:
         if not found:
-            raise AudioError("unreadable", why) from error
+            raise AudioError("unreadable", type(error).__name__) from error
         faults += 1
     if faults:
         raise AudioError("truncated" if found else "unreadable", f"{faults} damaged packet(s)")

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +38,7 @@ from pipeline.errors import CscError
 
 PATIENCE_S = 60.0  # how long a remote store may refuse before it counts as down
 ARROW_ATTEMPTS = 10
+READS_AT_ONCE = 16
 PART = ".part-"
 FINAL = (
     FileNotFoundError,
@@ -328,9 +330,9 @@ def commit_shard(
 def committed_shards(folder: Folder, config: str) -> dict[str, ShardRecord]:
     """Return by name the shards that an earlier run completed with this configuration."""
     sizes = {file.name: file.num_bytes for file in folder.list()}
-    records = (
-        ShardRecord(**folder.read_json(name)) for name in sizes if name.endswith(".done.json")
-    )
+    names = [name for name in sizes if name.endswith(".done.json")]
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        records = [ShardRecord(**about) for about in pool.map(folder.read_json, names)]
     return {
         record.name: record
         for record in records

@@ -47,11 +47,10 @@ from pipeline.shards import (
 )
 from pipeline.speakers import Ear
 from pipeline.splits import check_disjoint
-from pipeline.storage import Folder, ShardRecord, committed_shards
+from pipeline.storage import READS_AT_ONCE, Folder, ShardRecord, committed_shards
 from pipeline.summary import summary
 
 REJECTS_FILE = "rejects.parquet"
-READS_AT_ONCE = 16
 
 
 class Contents(NamedTuple):

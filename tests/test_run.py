@@ -341,7 +341,8 @@ def test_ingest_grows_and_forgets_from_the_command_line(workspace: Path, tmp_pat
         shutil.copytree(only(workspace / folder).uri, tmp_path / "judge" / part)
     (tmp_path / "mine.toml").write_text(
         f"workspace = '{root}'\n[ingest]\npurity = '{tmp_path / 'judge'}'\n"
-        f"purity_threshold = 1.0\nspeech.max_pause_s = 2.0\n[[ingest.corpora]]\nname = 'mine'\nroot = '{corpus}'\n"
+        "purity_threshold = 1.0\nspeech.max_pause_s = 2.0\n"
+        f"[[ingest.corpora]]\nname = 'mine'\nroot = '{corpus}'\n"
     )
 
     def run(*words: str) -> str:
