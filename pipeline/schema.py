@@ -49,6 +49,7 @@ UTTERANCE = pa.schema(
         ("snr_db", pa.float32()),
         ("clipped_share", pa.float32()),
         ("bandwidth_hz", pa.float32()),
+        ("tonal_share", pa.float32()),  # power in partials that hold for half a second
     ]
 )
 STORED_UTTERANCE = UTTERANCE.append(pa.field("fingerprint", pa.binary())).append(

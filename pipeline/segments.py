@@ -100,7 +100,7 @@ class _Cutter:
     def push(self, windows: Samples, *, last: bool) -> Iterator[Piece]:
         """Take in windows and give the pieces that are now decided."""
         if len(windows):
-            speech = _hysteresis(self._vad(windows), self._speaking, self._config)
+            speech = hysteresis(self._vad(windows), self._speaking, self._config)
             self._speaking = bool(speech[-1])
             powers = windows.astype(np.float64).var(axis=1)
             self._held = self._held.plus(_Heard(windows, speech, powers))
@@ -165,7 +165,7 @@ def _windows(seconds: float) -> int:
     return round(seconds * SAMPLE_RATE_HZ / WINDOW)
 
 
-def _hysteresis(probabilities: NDArray[np.float32], speaking: bool, config: SpeechConfig) -> Mask:
+def hysteresis(probabilities: NDArray[np.float32], speaking: bool, config: SpeechConfig) -> Mask:
     """Begin to speak at one probability and stop at a lower one."""
     clear = (probabilities >= config.speech_from) | (probabilities < config.speech_until)
     last_clear = np.maximum.accumulate(np.where(clear, np.arange(len(clear)), -1))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipeline.audio import Samples
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
+from pipeline.tones import tonal_share
 
 FRAME = SAMPLE_RATE_HZ // 50  # 20 ms
 AUDIBLE_DBFS = -70.0
@@ -33,6 +34,9 @@ class SpeechConfig(Strict):
     min_snr_db: float = Field(0.0, description="of active speech over its pauses")
     max_clipped_share: float = Field(0.01, ge=0, le=1)
     min_bandwidth_hz: float = Field(2500.0, ge=0, description="4500 turns telephone speech away")
+    max_tonal_share: float = Field(
+        0.1, ge=0, le=1, description="power in partials that hold for half a second, as in music"
+    )
 
 
 class Quality(NamedTuple):
@@ -42,6 +46,7 @@ class Quality(NamedTuple):
     snr_db: float
     clipped_share: float
     bandwidth_hz: float
+    tonal_share: float
 
 
 def frame_levels_db(samples: Samples) -> NDArray[np.float64]:
@@ -79,7 +84,7 @@ def measure(samples: Samples, snr_db: float) -> Quality:
     levels_db = frame_levels_db(centred)
     level_db = _mean_level_db(levels_db[active_frames(levels_db)])
     clipped = float(np.mean(np.abs(samples) >= CLIPPED_FROM))
-    return Quality(level_db, snr_db, clipped, bandwidth_hz(centred))
+    return Quality(level_db, snr_db, clipped, bandwidth_hz(centred), tonal_share(centred))
 
 
 def reject_reason(
@@ -97,4 +102,6 @@ def reject_reason(
         return "low_snr", f"{quality.snr_db:.1f} dB"
     if kind == "speech" and quality.bandwidth_hz < config.min_bandwidth_hz:
         return "narrowband", f"nothing above {quality.bandwidth_hz:.0f} Hz"
+    if kind == "speech" and quality.tonal_share > config.max_tonal_share:
+        return "tonal", f"{quality.tonal_share:.0%} of the power is in held tones"
     return "", ""

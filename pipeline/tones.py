@@ -1,12 +1,13 @@
 """Music and tones tell themselves from speech by partials that stay where they are.
 
 A voice moves: within half a second its harmonics leave the few hertz that a long window resolves,
-the higher ones first. Those of a chord, a beep or a held note do not, and this is where the idea
-that harmonic sound is smooth along time comes from (Fitzgerald, Harmonic/percussive separation
-using median filtering, DAFx 2010); its medians are minima and block medians here, which are cheap.
+the higher ones first. Those of a chord, a dial tone or a held note do not. That harmonic sound is
+smooth along time is an idea of Fitzgerald (Harmonic/percussive separation using median filtering,
+DAFx 2010); his medians are minima and medians of blocks here, which are cheap.
 """
 
 import numpy as np
+import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ from pipeline.audio import Samples
 from pipeline.schema import SAMPLE_RATE_HZ
 
 WINDOW = 4096  # 256 ms: harmonics of a voice smear in it
+HANN = np.hanning(WINDOW).astype(np.float32)
 HELD_FRAMES = 3  # a partial has to last for 0.5 s, as frames overlap by half
 BAND_HZ = (100, 4000)
 FULL_FROM_HZ = 800  # the lowest harmonics of a voice do stay, so the weight rises up to here,
@@ -50,7 +52,7 @@ def _weighted_power(samples: Samples) -> NDArray[np.float32]:
     frames = sliding_window_view(padded, WINDOW)[:: WINDOW // 2]
     first, stop = (round(edge * WINDOW / SAMPLE_RATE_HZ) for edge in BAND_HZ)
     stop -= (stop - first) % BLOCK
-    spectrum = np.fft.rfft(frames * np.hanning(WINDOW).astype(np.float32), axis=1)
+    spectrum = scipy.fft.rfft(frames * HANN)[:, first:stop]
     hertz = np.arange(first, stop) * SAMPLE_RATE_HZ / WINDOW
     weight = np.minimum(hertz / FULL_FROM_HZ, 1.0).astype(np.float32) ** STEEPNESS
-    return np.abs(spectrum[:, first:stop]) ** 2 * weight
+    return (spectrum.real**2 + spectrum.imag**2) * weight

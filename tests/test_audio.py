@@ -251,4 +251,5 @@ def test_what_is_not_good_enough_is_refused_with_its_reason() -> None:
     assert reason(clipped_share=0.02) == "clipped"
     assert reason(snr_db=-1) == "low_snr"
     assert reason(bandwidth_hz=4_000) == "narrowband"
+    assert reason(tonal_share=0.2) == "tonal"
     assert reason(snr_db=-1, bandwidth_hz=400, kind="noise") == ""

@@ -12,7 +12,7 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 RANKS = [
     {"errors"},
     {"schema"},
-    {"storage", "audio", "patterns", "fingerprint"},
+    {"storage", "audio", "patterns", "fingerprint", "tones"},
     {"speech", "splits", "vad", "decoder", "manifests", "duplicates"},
     {"segments", "layouts"},
     {"mixing", "shards", "corpora", "render", "tasks", "speakers"},

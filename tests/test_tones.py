@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from pipeline.audio import Samples
 from pipeline.schema import SAMPLE_RATE_HZ
+from pipeline.speech import SpeechConfig
 from pipeline.tones import tonal_share
 from tests.conftest import voice
 
-MAX_TONAL_SHARE = 0.1
+MAX_TONAL_SHARE = SpeechConfig().max_tonal_share
 TIME = np.arange(5 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
 Wave = NDArray[np.float64]
 WHITE = np.random.default_rng(0).standard_normal(len(TIME))

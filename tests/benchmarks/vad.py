@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pipeline.audio import Samples, load
 from pipeline.corpora import SAMPLE
 from pipeline.schema import SAMPLE_RATE_HZ
-from pipeline.segments import Mask, _hysteresis, speech_pieces
+from pipeline.segments import Mask, hysteresis, speech_pieces
 from pipeline.speech import FRAME, SpeechConfig, active_frames, frame_levels_db
 from pipeline.vad import WINDOW, VoiceActivity
 
@@ -139,7 +139,7 @@ def from_clips(clips: list[Samples], count: int, rng: np.random.Generator) -> Sa
 def decisions(samples: Samples) -> Mask:
     """Return for each tick what the voice activity says, before anything is cut."""
     windows = np.pad(samples, (0, -len(samples) % WINDOW)).reshape(-1, WINDOW)
-    return _by_tick(_hysteresis(VoiceActivity()(windows), False, CONFIG), WINDOW, len(samples))
+    return _by_tick(hysteresis(VoiceActivity()(windows), False, CONFIG), WINDOW, len(samples))
 
 
 def segments(samples: Samples) -> Mask:
