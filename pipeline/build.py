@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audio import Pcm
+from pipeline.commits import commit_shard, committed_shards
 from pipeline.errors import CscError
 from pipeline.mixing import (
     BuildConfig,
@@ -24,7 +25,7 @@ from pipeline.mixing import (
 )
 from pipeline.schema import DATASET_VERSION, EPISODE, Runner, Task, config_hash
 from pipeline.shards import INDEX, encode, read_catalogue, read_pcm
-from pipeline.storage import Folder, commit_shard, committed_shards
+from pipeline.storage import Folder
 
 BUILT_SPLITS = ("train", "valid")
 

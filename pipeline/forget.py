@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.commits import commit_shard
 from pipeline.corpora import IngestConfig
 from pipeline.errors import CscError
 from pipeline.ingest import REJECTS_PER_GROUP
@@ -37,7 +38,7 @@ from pipeline.shards import (
     shard_writer,
     store_shard_name,
 )
-from pipeline.storage import Folder, commit_shard
+from pipeline.storage import Folder
 from pipeline.store import finish, store_id
 
 

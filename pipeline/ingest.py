@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 
 from pipeline.audio import AudioError, Samples, to_pcm
+from pipeline.commits import commit_shard
 from pipeline.decoder import own_decoder
 from pipeline.errors import CscError
 from pipeline.fingerprint import fingerprint
@@ -26,7 +27,7 @@ from pipeline.segments import Piece, noise_pieces, speech_pieces
 from pipeline.shards import encode, rejects_name, shard_writer, store_shard_name
 from pipeline.speakers import Ear, SpeakerCheck
 from pipeline.speech import Quality, SpeechConfig, measure, reject_reason
-from pipeline.storage import Folder, commit_shard
+from pipeline.storage import Folder
 
 ROWS_PER_GROUP = 32
 REJECTS_PER_GROUP = 1 << 13

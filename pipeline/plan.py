@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.commits import committed_shards
 from pipeline.schema import LISTING, PLAN, stable_fraction
 from pipeline.shards import INDEX, encode, store_shard_name
-from pipeline.storage import Folder, committed_shards
+from pipeline.storage import Folder
 
 PLAN_FILE = "plan.parquet"
 FORGOTTEN_FILE = "forgotten.json"

@@ -6,7 +6,6 @@ the AWS tools look for them; `AWS_ENDPOINT_URL` is honoured by both. What a remo
 the moment (500, 503, a cut connection) is asked for again with growing pauses.
 """
 
-import hashlib
 import json
 import os
 import posixpath
@@ -14,7 +13,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -296,45 +294,3 @@ def _replace(path: Path, data: bytes | Path) -> None:
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
-
-
-class ShardRecord(NamedTuple):
-    """What a completion record says of a shard."""
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-    config: str
-
-
-def commit_shard(
-    folder: Folder, name: str, data: bytes | Path, rows: int, config: str
-) -> ShardRecord:
-    """Write a shard and then its completion record; without the latter it does not count.
-
-    `data` may be a file in the folder's `scratch`.
-    """
-    if isinstance(data, Path):
-        with data.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        num_bytes = data.stat().st_size
-    else:
-        sha256, num_bytes = hashlib.sha256(data).hexdigest(), len(data)
-    record = ShardRecord(name, rows, num_bytes, sha256, config)
-    folder.put(name, data)
-    folder.put_json(f"{name}.done.json", record._asdict())
-    return record
-
-
-def committed_shards(folder: Folder, config: str) -> dict[str, ShardRecord]:
-    """Return by name the shards that an earlier run completed with this configuration."""
-    sizes = {file.name: file.num_bytes for file in folder.list()}
-    names = [name for name in sizes if name.endswith(".done.json")]
-    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        records = [ShardRecord(**about) for about in pool.map(folder.read_json, names)]
-    return {
-        record.name: record
-        for record in records
-        if record.config == config and sizes.get(record.name) == record.bytes
-    }

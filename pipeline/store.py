@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.commits import ShardRecord, committed_shards
 from pipeline.corpora import IngestConfig, corpus_folder
 from pipeline.duplicates import near_duplicates
 from pipeline.errors import CscError
@@ -47,7 +48,7 @@ from pipeline.shards import (
 )
 from pipeline.speakers import Ear
 from pipeline.splits import check_disjoint
-from pipeline.storage import READS_AT_ONCE, Folder, ShardRecord, committed_shards
+from pipeline.storage import READS_AT_ONCE, Folder
 from pipeline.summary import summary
 
 REJECTS_FILE = "rejects.parquet"

@@ -13,7 +13,7 @@ RANKS = [
     {"errors"},
     {"schema"},
     {"storage", "audio", "patterns", "fingerprint", "tones"},
-    {"speech", "splits", "vad", "decoder", "manifests", "duplicates"},
+    {"commits", "speech", "splits", "vad", "decoder", "manifests", "duplicates"},
     {"segments", "layouts"},
     {"mixing", "shards", "corpora", "render", "tasks", "speakers"},
     {"plan", "summary"},

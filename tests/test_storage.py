@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commits import commit_shard, committed_shards
 from pipeline.errors import CscError
 from pipeline.shards import open_shard
-from pipeline.storage import Folder, commit_shard, committed_shards
+from pipeline.storage import Folder
 
 
 @pytest.fixture(params=["local", "s3"])
