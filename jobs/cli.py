@@ -36,7 +36,10 @@ WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace", "-w", help="Folder or s3:// address for all results.")
 ]
 FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Do this configuration's stages again from the start.")
+    bool,
+    typer.Option(
+        "--fresh", help="Do these stages again from the start; of ingest, all generations."
+    ),
 ]
 
 
@@ -108,13 +111,15 @@ def ingest(
     workspace: WorkspaceOption = None,
     fresh: FreshOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be read, and write nothing.")
+        bool, typer.Option("--dry-run", help="Say what would be read, and read nothing.")
     ] = False,
 ) -> None:
     """Read the corpora into the utterance store; what is not kept has its reason listed.
 
     What an earlier ingest read and has not changed since is not read again.
     """
+    if dry_run and fresh:
+        raise typer.BadParameter("--fresh would read everything: leave one of the two out")
     with _run(config, set_, workspace, fresh) as run:
         from jobs.console import present
         from jobs.ingest_report import summary

@@ -32,7 +32,7 @@ MEANING = {
     "narrowband": "the upper frequencies are missing",
     "tonal": "music or tones, not speech",
     "several_speakers": "several people speak",
-    "other_speaker": "another voice than the label says",
+    "other_speaker": "not the main voice of its recording",
     "duplicate": "an exact copy of another one",
     "near_duplicate": "the same sound as another one",
     "forgotten": "removed on request",

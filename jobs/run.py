@@ -26,11 +26,11 @@ from pipeline.build import build, dataset_id
 from pipeline.corpora import SAMPLE, list_corpora
 from pipeline.forget import forget as forget_sources
 from pipeline.forget import index_ids
-from pipeline.plan import Generation, changes
+from pipeline.plan import REJECTS_FILE, Generation, changes, source_bytes
 from pipeline.schema import Task, Work
 from pipeline.shards import INDEX
 from pipeline.storage import Folder
-from pipeline.store import REJECTS_FILE, discard, ingest, plan_ingest, store_id, unread
+from pipeline.store import discard, ingest, plan_ingest, store_id, unread
 from pipeline.tasks import run_tasks
 
 REPORT_FILE = "report.html"
@@ -206,21 +206,22 @@ def dry_run(run: Run) -> None:
         f"  generation {planned.number}: {new.new} new, {new.changed} changed, {new.gone} gone, "
         f"{new.unchanged} unchanged"
     )
-    gigabytes, shards = (
-        sum(todo["num_bytes"].to_pylist()) / 1e9,
-        len(set(todo["shard"].to_pylist())),
-    )
+    gigabytes, shards = source_bytes(todo).sum() / 1e9, len(set(todo["shard"].to_pylist()))
     say(f"  to be read: {len(todo)} recordings or spans, {gigabytes:.2f} GB, in {shards} shards")
     say("  dry run: nothing was written")
 
 
 def forget(run: Run, names: Sequence[str]) -> None:
-    """Take speakers and recordings out of the store, and name what was made with them before."""
-    before = index_ids(run.store_root)
-    count = forget_sources(run.store_root, names, run.config.ingest)
+    """Take speakers and recordings out of all stores of the workspace, and name what they made."""
+    utterances, mixtures = run.workspace.utterances, run.workspace.mixtures
+    roots = sorted({file.name.partition("/")[0] for file in utterances.list() if "/" in file.name})
+    count = forget_sources([utterances.child(root) for root in roots], names)
     say(f"  {count} recording(s) or span(s) removed; no later ingest reads them")
-    for file in run.workspace.mixtures.list():
+    left = {name for root in roots for name in index_ids(utterances.child(root))}
+    for file in mixtures.list():
         folder, _, name = file.name.rpartition("/")
-        if name == INDEX and run.workspace.mixtures.read_json(file.name)["store"] in before:
-            where = run.workspace.mixtures.path(folder)
-            say(f"  built before, and may hold their audio: {where}; remove it and what it trained")
+        if name == INDEX and mixtures.read_json(file.name)["store"] not in left:
+            say(
+                f"  built before, and may hold their audio: {mixtures.path(folder)}; remove it, "
+                "and what was trained on it"
+            )

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.audio import AudioError, Samples, stream
+from pipeline.errors import CscError
 
 BLOCK_TIMEOUT_S = 60
 MEMORY_BYTES = 4 << 30  # address space; a header may claim any length
-SAMPLES, END = b"s", b"e"
+READY, SAMPLES, END = b"r", b"s", b"e"
 
 
 class Decoder:
@@ -39,8 +40,9 @@ class Decoder:
 
         Raises:
             AudioError: as there, and `crashes_decoder` or `hangs_decoder`.
+            CscError: no child can be started.
         """
-        if self._child is None:
+        if self._child is None or self._child.poll() is not None:
             self._start()
         try:
             self._requests.send_bytes(json.dumps([str(path), start_s, duration_s]).encode())
@@ -48,7 +50,7 @@ class Decoder:
                 yield np.frombuffer(message, np.float32, offset=4)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise self._death() from None
-        except GeneratorExit:
+        except BaseException:
             self.close()  # the rest of the answer would be taken for the next one's
             raise
         reason, detail = json.loads(message[1:])
@@ -66,13 +68,14 @@ class Decoder:
         return child.wait()
 
     def _start(self) -> None:
+        self.close()
         theirs, ours = os.pipe()
         self._requests = Connection(ours, readable=False)
         ours, answers = os.pipe()
         self._answers = Connection(ours, writable=False)
         arguments = map(str, (theirs, answers, self._block_timeout_s))
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.decoder", *arguments],
+            [sys.executable, "-P", "-m", "pipeline.decoder", *arguments],
             pass_fds=(theirs, answers),
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.DEVNULL,
@@ -82,6 +85,14 @@ class Decoder:
         )
         os.close(theirs)
         os.close(answers)
+        try:
+            self._answers.recv_bytes()
+        except EOFError:
+            status = self.close()
+            raise CscError(
+                f"the decoder does not start ({sys.executable} ended with status {status}): try "
+                "`python -m pipeline.decoder 0 1 1`, which says why"
+            ) from None
 
     def _death(self) -> AudioError:
         assert self._child is not None
@@ -104,6 +115,7 @@ def main(requests_fd: int, answers_fd: int, block_timeout_s: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     requests = Connection(requests_fd, writable=False)
     answers = Connection(answers_fd, readable=False)
+    answers.send_bytes(READY)
     try:
         while True:
             path, start_s, duration_s = json.loads(requests.recv_bytes())

@@ -4,6 +4,7 @@ A task reads the sources of its speakers, cuts them into speech, measures that a
 as it goes, so that a recording of any length needs no more memory than another.
 """
 
+import errno
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,12 +28,13 @@ from pipeline.segments import Piece, noise_pieces, speech_pieces
 from pipeline.shards import encode, rejects_name, shard_writer, store_shard_name
 from pipeline.speakers import Ear, SpeakerCheck
 from pipeline.speech import Quality, SpeechConfig, measure, reject_reason
-from pipeline.storage import Folder
+from pipeline.storage import Folder, OutsideError
 
 ROWS_PER_GROUP = 32
 REJECTS_PER_GROUP = 1 << 13
 READS_AT_ONCE = 8
 BYTES_AHEAD = 256 << 20  # of copies that wait on the local disk
+OF_ONE_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO)
 Row = dict[str, Any]
 
 
@@ -142,9 +144,13 @@ def _read(folder: Folder, source: Row, into: Path) -> Read:
             sha256 = file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return Read(None, "", AudioError("missing", "it was there when the corpus was listed"))
-    except PermissionError:
-        return Read(None, "", AudioError("denied", "reading it is not permitted"))
+    except PermissionError as error:
+        return Read(None, "", AudioError("denied", error.strerror or "reading is not permitted"))
+    except OutsideError:
+        return Read(None, "", AudioError("denied", "its name leads out of the corpus"))
     except OSError as error:
+        if error.errno in OF_ONE_FILE:
+            return Read(None, "", AudioError("denied", str(error.strerror)))
         raise CscError(
             f"cannot read {folder.path(source['path'])}: {error.strerror}; run again"
         ) from error

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import CscError
 from pipeline.storage import Folder
 
+LONGEST_S = 1e7  # four months
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 Record = Mapping[str, Any]
@@ -99,14 +100,14 @@ def seconds(what: str, value: Any) -> float:
     """Return a time in s to the microsecond, so that sums of equal spans are equal.
 
     Raises:
-        CscError: it is no number, negative or infinite.
+        CscError: it is no number, negative, or longer than any recording.
     """
     try:
         number = float(plain(value) or 0)
     except ValueError:
         number = -1.0
-    if not 0 <= number < math.inf:
-        raise CscError(f"{what} {value!r} is not a number of seconds from 0; correct it")
+    if not 0 <= number <= LONGEST_S:
+        raise CscError(f"{what} {value!r} is not a number of seconds from 0 on; correct it")
     return round(number, 6)
 
 

@@ -8,6 +8,8 @@ killed ingest goes on with the same shards; the next generation takes over all t
 """
 
 import hashlib
+import math
+import posixpath
 import re
 from typing import Any, NamedTuple
 
@@ -25,7 +27,9 @@ from pipeline.storage import Folder
 PLAN_FILE = "plan.parquet"
 FORGOTTEN_FILE = "forgotten.json"
 SOURCES_PER_GROUP = 1 << 13
+REJECTS_FILE = "rejects.parquet"
 GENERATION = re.compile(r"generation-(\d{5})/")
+SHARD = re.compile(r"(?:shard|rejects)-(\d+)\.parquet")
 
 
 class Generation(NamedTuple):
@@ -50,11 +54,13 @@ class Changes(NamedTuple):
     unchanged: int
 
 
-def numbers(root: Folder, having: str) -> list[int]:
-    """Return the generations that have a file, oldest first."""
+def numbers(root: Folder, having: str = "") -> list[int]:
+    """Return the generations that have a file, or any, oldest first."""
     names = [file.name for file in root.list()]
     matches = ((GENERATION.match(name), name) for name in names)
-    return sorted(int(match[1]) for match, name in matches if match and match[0] + having == name)
+    return sorted(
+        {int(match[1]) for match, name in matches if match and having in ("", name[match.end() :])}
+    )
 
 
 def generation_folder(root: Folder, number: int) -> Folder:
@@ -87,22 +93,50 @@ def next_generation(root: Folder, listing: pa.Table, config: str, shard_mb: floa
 
     Sources whose shard is committed keep it, whatever happened to the ingest that made it.
     """
-    listing = listing.filter(pa.array(~is_forgotten(listing, forgotten(root))))
+    listing = listing.filter(pa.array(~is_forgotten(listing, forgotten(root).names)))
     last = latest(root)
     if last is None:
-        return new_generation(root, 1, _assigned(listing, 0, shard_mb))
+        first = first_free_shard(root, PLAN.empty_table())
+        return new_generation(root, 1, _assigned(listing, first, shard_mb))
     if _states(listing).equals(_states(last.plan)):
         return last
-    done = committed_shards(root.child("shards"), config)
-    there = [shard for shard in last.shards() if store_shard_name(shard) in done]
-    kept = last.plan.filter(pc.is_in(last.plan["shard"], pa.array(there, pa.int32())))
-    place = pc.index_in(_keys(listing), value_set=_keys(kept))
+    there = _read_before(root, config)
+    place = pc.index_in(_keys(listing), value_set=_keys(there))
     known = listing.filter(pc.is_valid(place))
-    known = known.append_column(PLAN.field("shard"), kept["shard"].take(place.drop_null()))
-    first = 1 + max(last.shards(), default=-1)
+    known = known.append_column(PLAN.field("shard"), there["shard"].take(place.drop_null()))
+    first = first_free_shard(root, last.plan)
     new = _assigned(listing.filter(pc.is_null(place)), first, shard_mb)
     number = last.number + 1 if last.finished else last.number
     return new_generation(root, number, pa.concat_tables([known, new]))
+
+
+def _read_before(root: Folder, config: str) -> pa.Table:
+    """Return the sources whose shard is committed, by any plan, the newest first.
+
+    What could not be read when its turn came (`denied` and the like) is not among them.
+    """
+    done = committed_shards(root.child("shards"), config)
+    plans = [generation(root, number) for number in reversed(numbers(root, PLAN_FILE))]
+    table = pa.concat_tables([PLAN.empty_table(), *(one.plan for one in plans)])
+    there = [
+        shard for shard in pc.unique(table["shard"]).to_pylist() if store_shard_name(shard) in done
+    ]
+    table = table.filter(pc.is_in(table["shard"], pa.array(there, pa.int32())))
+    unread = [pa.array([], pa.string())]
+    for one in plans:
+        if one.finished:
+            with one.store.open_input(REJECTS_FILE) as file:
+                rejects = pq.read_table(file, filters=[("stage", "==", "read")])
+            unread += rejects["source_id"].chunks
+            break
+    return table.filter(pc.invert(pc.is_in(table["source_id"], value_set=pa.concat_arrays(unread))))
+
+
+def first_free_shard(root: Folder, plan: pa.Table) -> int:
+    """Return a number above all that a shard here has, and above those of a plan."""
+    names = [file.name for file in root.child("shards").list()]
+    there = [int(match[1]) for match in map(SHARD.match, names) if match]
+    return 1 + max([*there, *pc.unique(plan["shard"]).to_pylist()], default=-1)
 
 
 def write_plan(generation: Generation) -> None:
@@ -135,11 +169,22 @@ def _assigned(listing: pa.Table, first: int, shard_mb: float) -> pa.Table:
     for kind in ("speech", "noise"):
         chosen = np.flatnonzero(pc.equal(listing["kind"], kind).to_numpy())
         part = listing.take(pa.array(chosen, pa.int64()))
-        count = -(-(pc.sum(part["num_bytes"]).as_py() or 0) // int(shard_mb * 1e6))
-        count = max(count, int(len(part) > 0))
+        count = max(math.ceil(source_bytes(part).sum() / (shard_mb * 1e6)), int(len(part) > 0))
         shards[chosen] = first + _spread(part["speaker_id"], count)
         first += count
     return listing.append_column(PLAN.field("shard"), pa.array(shards, pa.int32()))
+
+
+def source_bytes(listing: pa.Table) -> NDArray[np.float64]:
+    """Return the encoded bytes of each source; spans of one recording share its size."""
+    if not len(listing):
+        return np.zeros(0)
+    _, places = _distinct(_recordings(listing))
+    return listing["num_bytes"].to_numpy() / np.bincount(places)[places]
+
+
+def _recordings(listing: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(listing["corpus"], listing["path"], "/")
 
 
 def _spread(speakers: pa.ChunkedArray, count: int) -> NDArray[np.int32]:
@@ -172,9 +217,34 @@ def secret_name(name: str) -> str:
     return hashlib.blake2b(f"forget:{name}".encode(), digest_size=16).hexdigest()
 
 
-def forgotten(root: Folder) -> set[str]:
-    """Return the secret names of what must not be read again."""
-    return set(root.read_json(FORGOTTEN_FILE)) if root.exists(FORGOTTEN_FILE) else set()
+class Forgotten(NamedTuple):
+    """What was removed on request from the stores of a workspace."""
+
+    names: set[str]  # secret names of speakers and recordings: not to be read again
+    utterances: set[str]  # ids: the same audio under another name is not kept either
+
+
+def forgotten(root: Folder) -> Forgotten:
+    """Return what lies beside a store of what was forgotten: it outlives the store."""
+    beside = _beside(root)
+    if not beside.exists(FORGOTTEN_FILE):
+        return Forgotten(set(), set())
+    about = beside.read_json(FORGOTTEN_FILE)
+    return Forgotten(set(about["names"]), set(about["utterances"]))
+
+
+def remember_forgotten(root: Folder, more: Forgotten) -> None:
+    """Add to what is forgotten."""
+    known = forgotten(root)
+    about = {
+        "names": sorted(known.names | more.names),
+        "utterances": sorted(known.utterances | more.utterances),
+    }
+    _beside(root).put_json(FORGOTTEN_FILE, about)
+
+
+def _beside(root: Folder) -> Folder:
+    return Folder(posixpath.dirname(root.uri))
 
 
 def is_forgotten(listing: pa.Table, secrets: set[str]) -> NDArray[np.bool_]:
@@ -182,8 +252,7 @@ def is_forgotten(listing: pa.Table, secrets: set[str]) -> NDArray[np.bool_]:
     marks = np.zeros(len(listing), np.bool_)
     if not secrets or not len(listing):
         return marks
-    recordings = pc.binary_join_element_wise(listing["corpus"], listing["path"], "/")
-    for column in (listing["speaker_id"], recordings):
+    for column in (listing["speaker_id"], _recordings(listing)):
         names, places = _distinct(column)
         marks |= np.asarray([secret_name(name) in secrets for name in names], np.bool_)[places]
     return marks

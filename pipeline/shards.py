@@ -65,8 +65,8 @@ def open_shard(folder: Folder, name: str) -> pq.ParquetFile:
 def damaged(folder: Folder, name: str) -> CscError:
     """Return the error that names a damaged shard and says what to do."""
     return CscError(
-        f"{folder.path(name)} is damaged: remove it and the {INDEX} beside it, and run the stage "
-        "again; only what is missing is redone"
+        f"{folder.path(name)} is damaged: remove it and the {INDEX} that names it, and run the "
+        "stage again; only what is missing is redone"
     )
 
 

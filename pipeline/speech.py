@@ -1,11 +1,11 @@
 """What a segment is like: level of active speech, clipping, bandwidth; and whether to keep it."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.audio import Samples
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
@@ -37,6 +37,13 @@ class SpeechConfig(Strict):
     max_tonal_share: float = Field(
         0.1, ge=0, le=1, description="power in partials that hold for half a second, as in music"
     )
+
+    @model_validator(mode="after")
+    def _orders_hold(self) -> Self:
+        for low, high in (("min_seconds", "max_seconds"), ("speech_until", "speech_from")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} {getattr(self, low)} is above {high}")
+        return self
 
 
 class Quality(NamedTuple):

@@ -1,5 +1,6 @@
 """Speaker-disjoint splits: where a speaker goes, and the proof that none went to two places."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import pyarrow as pa
@@ -8,6 +9,8 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import CscError
 from pipeline.schema import SPLITS, Strict, stable_fraction
+
+DISJOINT = ("speaker_id", "session_id", "recording", "utterance_id")
 
 
 class SplitConfig(Strict):
@@ -31,7 +34,7 @@ def split_of(speaker: str, config: SplitConfig) -> str:
     return "valid" if place < config.test_share + config.valid_share else "train"
 
 
-def check_disjoint(catalogue: pa.Table) -> None:
+def check_disjoint(catalogue: pa.Table, keys: Sequence[str] = DISJOINT) -> None:
     """Assert that no speaker, session, recording or content is in two splits.
 
     Raises:
@@ -39,7 +42,7 @@ def check_disjoint(catalogue: pa.Table) -> None:
     """
     recording = pc.binary_join_element_wise(catalogue["corpus"], catalogue["path"], "/")
     table = catalogue.append_column("recording", recording)
-    for key in ("speaker_id", "session_id", "recording", "utterance_id"):
+    for key in keys:
         splits = table.group_by(key).aggregate([("split", "count_distinct"), ("split", "min")])
         torn = splits.filter(pc.greater(splits["split_count_distinct"], 1))
         if len(torn):

@@ -6,6 +6,7 @@ the AWS tools look for them; `AWS_ENDPOINT_URL` is honoured by both. What a remo
 the moment (500, 503, a cut connection) is asked for again with growing pauses.
 """
 
+import errno
 import json
 import os
 import posixpath
@@ -36,6 +37,7 @@ from pipeline.errors import CscError
 
 PATIENCE_S = 60.0  # how long a remote store may refuse before it counts as down
 ARROW_ATTEMPTS = 10
+FEWEST_ATTEMPTS = 3  # even where each of them takes longer than that
 READS_AT_ONCE = 16
 PART = ".part-"
 FINAL = (
@@ -49,6 +51,10 @@ FINAL = (
 )
 FAILURES = (OSError, BotoCoreError, ClientError, ConnectionLost)
 T = TypeVar("T")
+
+
+class OutsideError(CscError):
+    """A name leads out of its folder."""
 
 
 class File(NamedTuple):
@@ -83,7 +89,9 @@ def _patiently(call: Callable[[], T]) -> T:
             lambda error: isinstance(error, FAILURES) and not isinstance(error, FINAL)
         ),
         wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
-        stop=tenacity.stop_after_delay(PATIENCE_S),
+        stop=tenacity.stop_all(
+            tenacity.stop_after_delay(PATIENCE_S), tenacity.stop_after_attempt(FEWEST_ATTEMPTS)
+        ),
         reraise=True,
     )(call)
 
@@ -142,8 +150,10 @@ class Folder:
             root = os.path.realpath(self.uri)
             outside = os.path.commonpath([root, os.path.realpath(f"{root}/{inside}")]) != root
         if outside:
-            raise CscError(f"{name!r} leads outside of {self.uri}: correct the name")
-        return self.uri if inside == "." else f"{self.uri}/{inside}"
+            raise OutsideError(f"{name!r} leads outside of {self.uri}: correct the name")
+        if inside == ".":
+            return self.uri
+        return f"{self.uri}/{inside if self.is_local else name}"  # keys may hold // and /./
 
     def child(self, name: str) -> "Folder":
         """Return a folder inside this one."""
@@ -162,10 +172,11 @@ class Folder:
         """Return all files below, sorted by name, from one recursive listing."""
         found = self._ask("list", "", lambda path: self._fs.find(path, detail=True))
         root = self._fs._strip_protocol(self.uri) + "/"
-        return sorted(
-            File(path.removeprefix(root), int(about["size"]), _version(about))
+        files = (
+            File(_readable(path.removeprefix(root)), int(about["size"]), _version(about))
             for path, about in found.items()
         )
+        return sorted(file for file in files if file.name and not file.name.endswith("/"))
 
     def read(self, name: str) -> bytes:
         return bytes(self._ask("read", name, self._fs.cat_file))
@@ -179,6 +190,8 @@ class Folder:
         """
         if self.is_local:
             path = Path(self.path(name))
+            if path.exists() and not path.is_file():
+                raise PermissionError(errno.EPERM, "it is no regular file", str(path))
             path.open("rb").close()
             return path
         try:
@@ -215,8 +228,11 @@ class Folder:
     def sweep(self) -> None:
         """Remove what a kill left half written; nobody else may be at work here."""
         if self.is_local:
-            for left in Path(self.uri).glob(f"{PART}*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            for left in [*Path(self.uri).rglob(f"{PART}*")]:
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
         try:
@@ -260,6 +276,11 @@ def _of_one_file(error: BaseException) -> bool:
         code = refusal.response.get("Error", {}).get("Code", "")
         return code in ("AccessDenied", "InvalidObjectState", "403")
     return isinstance(error, FileNotFoundError | PermissionError)
+
+
+def _readable(name: str) -> str:
+    """Spell out what is no UTF-8 in a name: it cannot be read by it, but it can be named."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _version(about: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from pipeline.errors import CscError
 from pipeline.ingest import REJECTS_PER_GROUP, ingest_shard
 from pipeline.plan import (
     PLAN_FILE,
+    REJECTS_FILE,
     Generation,
     changes,
     forgotten,
@@ -51,8 +52,6 @@ from pipeline.splits import check_disjoint
 from pipeline.storage import READS_AT_ONCE, Folder
 from pipeline.summary import summary
 
-REJECTS_FILE = "rejects.parquet"
-
 
 class Contents(NamedTuple):
     """What a generation holds, and what it does not."""
@@ -66,11 +65,17 @@ def store_id(config: IngestConfig) -> str:
 
     Corpora may come, grow and move: they make generations of one store.
     """
-    return config_hash([STORE_VERSION, config.speech.model_dump(), config.purity])
+    judge = None if config.purity is None else [config.purity, config.purity_threshold]
+    return config_hash([STORE_VERSION, config.speech.model_dump(), judge])
 
 
 def plan_ingest(root: Folder, config: IngestConfig, listing: pa.Table) -> Generation:
-    """Return the generation that an ingest of this listing finds, completes or makes."""
+    """Return the generation that an ingest of this listing finds, completes or makes.
+
+    Raises:
+        CscError: a speaker or a session is in two splits.
+    """
+    check_disjoint(listing, ("speaker_id", "session_id"))
     return next_generation(root, listing, store_id(config), config.source_mb_per_shard)
 
 
@@ -85,7 +90,7 @@ def ingest(
     if planned.finished:
         return planned.store.read_json(INDEX)
     shards, name = root.child("shards"), store_id(config)
-    shards.sweep()
+    root.sweep()
     write_plan(planned)
     common = {
         "shards": shards.uri,
@@ -108,20 +113,27 @@ def unread(root: Folder, planned: Generation, config: IngestConfig) -> pa.Table:
 
 def discard(root: Folder) -> None:
     """Delete all generations and shards; what was forgotten stays so."""
-    for number in numbers(root, PLAN_FILE):
-        generation_folder(root, number).remove(first=INDEX)
+    for number in numbers(root, INDEX):  # first of all, nothing counts as finished
+        generation_folder(root, number).remove_file(INDEX)
     root.child("shards").remove(first=store_shard_name(0))
+    for number in numbers(root):
+        generation_folder(root, number).remove(first=PLAN_FILE)
 
 
-def finish(root: Folder, planned: Generation, config: IngestConfig) -> Any:
+def finish(
+    root: Folder, planned: Generation, config: IngestConfig, *, may_be_empty: bool = False
+) -> Any:
     """Write catalogue, rejects and, last of all, the index."""
     shards = root.child("shards")
     done = committed_shards(shards, store_id(config))
     records = [done[store_shard_name(shard)] for shard in planned.shards()]
     contents = _contents(root, planned, records)
-    if not len(contents.catalogue):
+    if not len(contents.catalogue) and not may_be_empty:
         reasons = sorted(set(contents.rejects["reason"].to_pylist()))
-        raise CscError(f"nothing in the corpora can be kept ({', '.join(reasons)}): give others")
+        raise CscError(
+            f"nothing in the corpora can be kept ({', '.join(reasons)}): give others, or if they "
+            "can be read by now, run again with --fresh"
+        )
     check_disjoint(contents.catalogue)
     planned.store.put(REJECTS_FILE, encode(contents.rejects, REJECTS_PER_GROUP))
     planned.store.put(CATALOGUE_FILE, encode(contents.catalogue, 1 << 16))
@@ -132,7 +144,7 @@ def finish(root: Folder, planned: Generation, config: IngestConfig) -> Any:
         "generation": planned.number,
         "config": config.model_dump(),
         "changes": changes(root, planned)._asdict(),
-        "forgotten": len(forgotten(root)),
+        "forgotten": len(forgotten(root).names),
         **summary(planned.plan, contents.catalogue, contents.rejects, config.corpora),
         "shards": [record._asdict() for record in records],
     }
@@ -153,18 +165,25 @@ def _contents(root: Folder, planned: Generation, records: Sequence[ShardRecord])
     rejects = _current(pa.concat_tables(refused), planned.plan).select(REJECT.names)
     others = rejects.filter(pc.equal(rejects["reason"], "other_speaker"))
     left = stored.filter(pc.invert(pc.is_in(_places(stored), value_set=_places(others))))
+    left, gone = _parted(left, _forgotten(left, root), "forgotten", "removed on request,")
     left, num_kept = _kept_first(left, _before(root, planned))
     left, twice = _parted(
         left, _first_alike(left["utterance_id"]), "duplicate", "the same audio as"
     )
     left, nearly = _parted(left, _sounds_alike(left, num_kept), "near_duplicate", "sounds like")
-    catalogue = left.sort_by([("shard", "ascending"), ("row", "ascending")])
-    contents = Contents(
-        catalogue.select(CATALOGUE.names).cast(CATALOGUE),
-        pa.concat_tables([rejects, twice, nearly]),
-    )
-    _check_complete(planned.plan, contents, len(stored) - len(others) - len(twice) - len(nearly))
+    catalogue = left.select(CATALOGUE.names).cast(CATALOGUE)
+    catalogue = catalogue.sort_by([("shard", "ascending"), ("row", "ascending")])
+    contents = Contents(catalogue, pa.concat_tables([rejects, gone, twice, nearly]))
+    dropped = sum(map(len, (others, gone, twice, nearly)))
+    _check_complete(planned.plan, contents, len(stored) - dropped)
     return contents
+
+
+def _forgotten(rows: pa.Table, root: Folder) -> NDArray[np.int64]:
+    """Mark rows of forgotten audio, under whatever name, with their own number; others with -1."""
+    ids = pa.array(sorted(forgotten(root).utterances), pa.string())
+    marks = pc.is_in(rows["utterance_id"], value_set=ids).to_numpy()
+    return np.where(marks, np.arange(len(rows)), -1)
 
 
 def _before(root: Folder, planned: Generation) -> pa.Table:
@@ -199,6 +218,9 @@ def _without_audio(shards: Folder, record: ShardRecord, shard: int) -> pa.Table:
     table = open_shard(shards, record.name).read(columns=[*UTTERANCE.names, "fingerprint"])
     if len(table) != record.rows:
         raise damaged(shards, record.name)
+    # Together they may pass the 2 GiB that offsets of 32 bits reach.
+    prints = table["fingerprint"].cast(pa.large_binary())
+    table = table.set_column(table.num_columns - 1, "fingerprint", prints)
     return _numbered(table, shard).append_column("row", pa.array(range(len(table)), pa.int32()))
 
 
@@ -241,7 +263,8 @@ def _parted(
 ) -> tuple[pa.Table, pa.Table]:
     """Part a table into the rows that repeat none before them, and the rejects of the others."""
     again = np.flatnonzero(original >= 0)
-    copies, originals = table.take(pa.array(again)), table.take(pa.array(original[again]))
+    slim = table.select([name for name in REJECT.names if name in table.schema.names])
+    copies, originals = slim.take(pa.array(again)), slim.take(pa.array(original[again]))
     start_s = pc.round(
         pc.divide(pc.cast(originals["start_sample"], pa.float64()), SAMPLE_RATE_HZ), 2
     )
@@ -249,7 +272,7 @@ def _parted(
     detail = pc.binary_join_element_wise(words, where, "at", start_s.cast(pa.string()), "s", " ")
     constant = {"stage": "duplicates", "reason": reason}
     columns = {
-        **{name: copies[name] for name in REJECT.names if name in copies.schema.names},
+        **{name: copies[name] for name in slim.schema.names},
         **{name: pa.array([text] * len(copies), pa.string()) for name, text in constant.items()},
         "detail": detail,
     }
@@ -266,7 +289,7 @@ def _check_complete(plan: pa.Table, contents: Contents, kept: int) -> None:
 
 
 def _content_hash(catalogue: pa.Table) -> str:
-    """Return the name of what is in a catalogue, wherever and whenever it was read."""
+    """Return the name of what is in a catalogue and where in the store it lies."""
     digest = hashlib.blake2b(digest_size=8)
     for batch in catalogue.combine_chunks().to_batches():
         digest.update(batch.serialize())

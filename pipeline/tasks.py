@@ -28,7 +28,7 @@ def run_tasks(tasks: Sequence[Task], work: Work, on_progress: OnProgress) -> Non
     def run(row: dict[str, Any]) -> dict[str, Any]:
         try:
             work(json.loads(row["task"]))
-        except CscError as error:  # as a plain row: exceptions of libraries may not unpickle
+        except (CscError, OSError) as error:  # as a row: exceptions of libraries may not unpickle
             return {"error": str(error)}
         return {"error": ""}
 

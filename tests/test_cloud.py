@@ -1,5 +1,6 @@
 """Corpora and stores in S3: the same as on a disk, also from a server that fails now and then."""
 
+import os
 import random
 import threading
 import time
@@ -143,6 +144,20 @@ def test_an_outage_stops_clean_and_the_next_call_goes_on(
     store = make_store(root, config)
     assert store == planned.store
     assert ids(store) == ids(make_store(tmp_path / "disk", config_of(local)))
+
+
+def test_keys_are_taken_as_they_are(flaky: Flaky, tmp_path: Path) -> None:
+    local = write_corpus(tmp_path / "c", 1, 2)
+    prefix = f"{tmp_path.name}/corpus"
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    for key in ("", "s00/"):
+        client.put_object(Bucket="wild", Key=f"{prefix}/{key}", Body=b"")
+    for key, name in (("s00//u0.flac", "u0.flac"), ("s01/u1.flac", "u1.flac")):
+        data = (local / "s00" / name).read_bytes()
+        client.put_object(Bucket="wild", Key=f"{prefix}/{key}", Body=data)
+    store = make_store(tmp_path / "store", config_of(f"s3://wild/{prefix}"))
+    assert store.read_json("index.json")["files"] == 2
+    assert set(read_catalogue(store)["path"].to_pylist()) == {"s00//u0.flac", "s01/u1.flac"}
 
 
 def test_an_object_that_is_denied_or_gone_costs_only_itself(flaky: Flaky, tmp_path: Path) -> None:

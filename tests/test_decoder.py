@@ -14,6 +14,7 @@ import soundfile
 
 from pipeline.audio import AudioError, stream
 from pipeline.decoder import Decoder
+from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ
 from tests.conftest import voice
 
@@ -72,6 +73,42 @@ def test_a_slow_reader_is_no_hang(decoder: Decoder, file: Path) -> None:
     count = len(next(blocks))
     time.sleep(1.5)
     assert count + sum(map(len, blocks)) == 20 * SAMPLE_RATE_HZ
+
+
+def test_an_interruption_leaves_no_half_answer(
+    decoder: Decoder, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = decoder.stream(file)
+    next(blocks)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder._answers, "recv_bytes", lambda: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            next(blocks)
+    assert sum(map(len, decoder.stream(file, 0.0, 1.0))) == SAMPLE_RATE_HZ
+
+
+def test_a_child_that_died_while_idle_costs_nothing(decoder: Decoder, file: Path) -> None:
+    assert sum(map(len, decoder.stream(file, 0.0, 1.0))) == SAMPLE_RATE_HZ
+    assert decoder._child is not None
+    decoder._child.kill()
+    decoder._child.wait()
+    assert sum(map(len, decoder.stream(file, 0.0, 1.0))) == SAMPLE_RATE_HZ
+
+
+def test_a_child_that_cannot_start_is_no_bad_file(
+    decoder: Decoder, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(CscError, match="decoder does not start"):
+        next(decoder.stream(file))
+
+
+def test_modules_of_the_working_folder_are_not_imported(
+    decoder: Decoder, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "soundfile.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    assert sum(map(len, decoder.stream(file, 0.0, 1.0))) == SAMPLE_RATE_HZ
 
 
 def test_an_answer_left_half_read_is_not_taken_for_the_next(decoder: Decoder, file: Path) -> None:

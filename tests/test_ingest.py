@@ -1,5 +1,6 @@
 """Ingest: what is kept, what is not and why, and the same store however it was made."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,26 @@ def test_every_file_is_kept_or_rejected_with_its_reason(tmp_path: Path) -> None:
         "s01/short.wav": {"too_short"},
         "s01/silent.wav": {"no_speech"},
         "s01/loud.wav": {"clipped"},
+    }
+
+
+def test_odd_names_cost_only_themselves(tmp_path: Path) -> None:
+    root = write_corpus(tmp_path / "c", 1, 1)
+    whole = (root / "s00" / "u0.flac").read_bytes()
+    (tmp_path / "outside.flac").write_bytes(whole)
+    (root / "s00" / "link.flac").symlink_to(tmp_path / "outside.flac")
+    (root / "s00" / "loop.flac").symlink_to(root / "s00" / "loop.flac")
+    (root / "s00" / "back\\slash.flac").write_bytes(whole)
+    os.mkfifo(root / "s00" / "pipe.flac")
+    Path(os.fsdecode(os.fsencode(root / "s00") + b"/caf\xe9.flac")).write_bytes(whole)
+    store = make(tmp_path / "out", CorpusConfig(name="c", root=str(root)))
+    assert read_catalogue(store)["path"].to_pylist() == ["s00/u0.flac"] * len(read_catalogue(store))
+    assert {path: reasons & {"denied", "missing"} for path, reasons in rejects(store).items()} == {
+        "s00/link.flac": {"denied"},
+        "s00/back\\slash.flac": {"denied"},
+        "s00/pipe.flac": {"denied"},
+        "s00/caf\\xe9.flac": {"denied"},
+        **({"s00/loop.flac": {"denied"}} if "s00/loop.flac" in rejects(store) else {}),
     }
 
 

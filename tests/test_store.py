@@ -17,7 +17,7 @@ import soundfile
 from pipeline.corpora import CorpusConfig, IngestConfig, list_corpora
 from pipeline.errors import CscError
 from pipeline.forget import forget, index_ids
-from pipeline.plan import changes, latest
+from pipeline.plan import changes, latest, source_bytes
 from pipeline.schema import SAMPLE_RATE_HZ, Task, Work
 from pipeline.shards import read_catalogue, read_pcm
 from pipeline.storage import Folder
@@ -194,7 +194,7 @@ def test_what_is_forgotten_is_gone_and_stays_gone(tmp_path: Path) -> None:
     assert named(tmp_path / "store", "s01")
     old = index_ids(root)
 
-    assert forget(root, ["c/s01", "c/s02/u1.flac"], config) == 3
+    assert forget([root], ["c/s01", "c/s02/u1.flac"]) == 3
     assert not holds(tmp_path / "store", pcm)
     assert not named(tmp_path / "store", "s01")
     left = latest(root)
@@ -215,21 +215,25 @@ def test_what_is_forgotten_is_gone_and_stays_gone(tmp_path: Path) -> None:
     assert utterances(make_store(root, config)) == grown
 
 
+def fails(*_: object, **__: object) -> None:
+    raise KeyError
+
+
 def test_forgetting_is_completed_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, root = config_of(write_corpus(tmp_path / "c", 4, 2)), Folder.at(tmp_path / "store")
     make_store(root, config)
     whole = Path(shutil.copytree(tmp_path / "store", tmp_path / "whole"))
-    forget(Folder.at(whole), ["c/s01"], config)
+    forget([Folder.at(whole)], ["c/s01"])
     for step in ("write_plan", "finish", "_rewrite", "_clean"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"pipeline.forget.{step}", lambda *_: (_ for _ in ()).throw(KeyError))
+            patch.setattr(f"pipeline.forget.{step}", fails)
             with pytest.raises(KeyError):
-                forget(root, ["c/s01"], config)
+                forget([root], ["c/s01"])
         shutil.copytree(tmp_path / "store", tmp_path / f"after-{step}")
     for step in ("write_plan", "finish", "_rewrite", "_clean"):
-        forget(Folder.at(tmp_path / f"after-{step}"), ["c/s01"], config)
+        forget([Folder.at(tmp_path / f"after-{step}")], ["c/s01"])
         last = latest(Folder.at(tmp_path / f"after-{step}"))
         assert last is not None
         assert not named(tmp_path / f"after-{step}", "s01")
@@ -240,13 +244,143 @@ def test_forgetting_is_completed_after_a_kill(
 
 def test_a_name_that_is_not_there_is_no_success(tmp_path: Path) -> None:
     config, root = config_of(write_corpus(tmp_path / "c", 2, 2)), Folder.at(tmp_path / "store")
-    with pytest.raises(CscError, match="no finished generation"):
-        forget(root, ["c/s01"], config)
+    with pytest.raises(CscError, match="no store has a speaker or recording 'c/s01'"):
+        forget([root], ["c/s01"])
     make_store(root, config)
-    with pytest.raises(CscError, match="is named c/s1"):
-        forget(root, ["c/s1"], config)
-    with pytest.raises(CscError, match="nothing would be left"):
-        forget(root, ["c/s00", "c/s01"], config)
+    before = files_of(tmp_path)
+    with pytest.raises(CscError, match="'c/s1': nothing was removed"):
+        forget([root], ["c/s01", "c/s1"])
+    assert files_of(tmp_path) == before
+
+
+def test_the_last_speaker_can_be_forgotten_too(tmp_path: Path) -> None:
+    config, root = config_of(write_corpus(tmp_path / "c", 2, 2)), Folder.at(tmp_path / "store")
+    make_store(root, config)
+    forget([root], ["c/s00", "c/s01"])
+    assert not files_of(tmp_path / "store")
+    write_corpus(tmp_path / "c", 1, 2, first=2)
+    catalogue = read_catalogue(make_store(root, config))
+    assert set(catalogue["speaker_id"].to_pylist()) == {"c/s02"}
+
+
+def until_the_end(tasks: Sequence[Task], work: Work) -> None:
+    serially(tasks, work)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("before", ["changed", "removed", "unfinished", "killed"])
+def test_what_older_generations_hold_is_forgotten_too(
+    tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "c", 3, 2)
+    config = config_of(corpus).model_copy(update={"source_mb_per_shard": 30.0})
+    root = Folder.at(tmp_path / "w" / "store")
+    if before == "unfinished":
+        make_store(root, config_of(write_corpus(tmp_path / "d", 1, 2, first=7)))
+        with pytest.raises(KeyboardInterrupt):
+            make_store(root, config_of(corpus), until_the_end)
+    else:
+        make_store(root, config)
+    heard = (voice(1, 0) * 32768).astype("<i2").tobytes()[40_000:60_000]
+    if before == "changed":
+        soundfile.write(corpus / "s01" / "u0.flac", voice(9, 0), SAMPLE_RATE_HZ)
+        make_store(root, config)
+    if before == "removed":
+        shutil.rmtree(corpus / "s01")
+        make_store(root, config)
+    if before == "killed":
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.forget._forget_in", fails)
+            with pytest.raises(KeyError):
+                forget([root], ["c/s01"])
+        make_store(root, config)
+    assert named(tmp_path / "w", "s01")
+    forget([root], ["c/s01"])
+    assert not named(tmp_path / "w", "s01")
+    assert not holds(tmp_path / "w", heard)
+
+
+def test_forgotten_audio_does_not_come_back_under_another_name(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c", 3, 2)
+    shutil.copy(corpus / "s00" / "u0.flac", corpus / "s01" / "copy.flac")
+    config, root = config_of(corpus), Folder.at(tmp_path / "store")
+    make_store(root, config)
+    forget([root], ["c/s00"])
+    store = make_store(root, config)
+    assert set(read_catalogue(store)["speaker_id"].to_pylist()) == {"c/s01", "c/s02"}
+    assert store.read_json("index.json")["rejected"]["forgotten"] >= 1
+    assert "s01/copy.flac" not in read_catalogue(store)["path"].to_pylist()
+
+
+def test_a_shard_number_is_never_given_twice(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c", 2, 2)
+    config, root = config_of(corpus), Folder.at(tmp_path / "store")
+    make_store(root, config)
+    write_corpus(corpus, 1, 1, first=5)
+    make_store(root, config)
+    (corpus / "s05" / "u0.flac").unlink()
+    make_store(root, config)
+    soundfile.write(corpus / "s05" / "u0.flac", voice(6, 0), SAMPLE_RATE_HZ)
+    store = make_store(root, config)
+    assert utterances(store) == utterances(make_store(tmp_path / "anew", config))
+
+
+def test_a_discarded_store_leaves_no_shard_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "c", 2, 2)
+    config, root = config_of(corpus), Folder.at(tmp_path / "store")
+    make_store(root, config)
+    removed: list[str] = []
+
+    def stops(folder: Folder, first: str) -> None:
+        removed.append(folder.uri)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove", stops)
+        with pytest.raises(KeyboardInterrupt):
+            discard(root)
+    soundfile.write(corpus / "s01" / "u0.flac", voice(8, 0), SAMPLE_RATE_HZ)
+    store = make_store(root, config)
+    assert utterances(store) == utterances(make_store(tmp_path / "anew", config))
+
+
+def test_what_left_and_came_back_is_not_read_again(tmp_path: Path) -> None:
+    one, two = write_corpus(tmp_path / "a", 2, 2), write_corpus(tmp_path / "b", 2, 2, first=4)
+    for root in (one, two, one, two):
+        counted = Counted()
+        make_store(tmp_path / "store", config_of(root), counted)
+    assert counted.shards == []
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c", 2, 2)
+    config, root = config_of(corpus), Folder.at(tmp_path / "store")
+    hidden = corpus / "s00" / "u0.flac"
+
+    def while_hidden(tasks: Sequence[Task], work: Work) -> None:
+        hidden.rename(tmp_path / "elsewhere")
+        serially(tasks, work)
+        (tmp_path / "elsewhere").rename(hidden)
+
+    first = make_store(root, config, while_hidden)
+    assert first.read_json("index.json")["rejected"]["missing"] == 1
+    write_corpus(corpus, 1, 2, first=4)
+    paths = set(read_catalogue(make_store(root, config))["path"].to_pylist())
+    assert "s00/u0.flac" in paths
+
+
+def test_spans_share_the_size_of_their_recording(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c", 1, 1)
+    rows = [f"s00/u0.flac,p{place % 4},{place / 10},0.1" for place in range(20)]
+    (corpus / "m.csv").write_text("\n".join(["path,speaker,start_s,duration_s", *rows]))
+    spans = CorpusConfig(name="c", root=str(corpus), manifest="m.csv", split="train")
+    config = IngestConfig(corpora=[spans], source_mb_per_shard=0.3)
+    planned = plan_ingest(Folder.at(tmp_path / "store"), config, list_corpora(config))
+    assert planned.shards() == [0]
+    num_bytes = (corpus / "s00" / "u0.flac").stat().st_size
+    assert source_bytes(planned.plan).sum() == pytest.approx(num_bytes)
 
 
 def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
