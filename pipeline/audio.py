@@ -76,7 +76,9 @@ def _native_blocks(file: BinaryIO, start_s: float, duration_s: float) -> Iterato
                 yield rate_hz, block
                 seconds += len(block) / rate_hz
             more = file.tell() < num_bytes - UNREAD_BYTES and not duration_s
-            if sound.format != "FLAC" or not more:
+            if not seconds:  # or a length that its writer never filled in
+                fault = AudioError("empty", "the header promises no samples")
+            elif sound.format != "FLAC" or not more:
                 return
     except soundfile.LibsndfileError as error:
         fault = AudioError("unreadable", error.error_string)

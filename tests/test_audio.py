@@ -169,6 +169,14 @@ def test_flipped_bytes_are_read_or_refused_with_a_reason(data: st.DataObject) ->
     assert np.isfinite(samples).all()
 
 
+def test_a_wav_whose_length_was_never_filled_in_is_read_whole() -> None:
+    data = bytearray(encoded(voice(1, 1, 3.0), SAMPLE_RATE_HZ, format="WAV"))
+    data[4:8] = bytes(4)
+    length = data.index(b"data") + 4
+    data[length : length + 4] = bytes(4)
+    assert np.abs(decode_16k(bytes(data)) - voice(1, 1, 3.0)).max() < 1e-4
+
+
 def test_channels_are_averaged() -> None:
     stereo = np.stack([np.full(100, 0.5), np.full(100, -0.25)], 1)
     samples = decode_16k(encoded(stereo, SAMPLE_RATE_HZ, format="WAV", subtype="FLOAT"))
