@@ -37,7 +37,7 @@ class Generation(NamedTuple):
 
     number: int
     store: Folder  # what later stages are given
-    plan: pa.Table  # schema.PLAN, by shard, speaker and path
+    plan: pa.Table  # schema.PLAN, by shard and recording
     finished: bool
 
     def shards(self) -> list[int]:
@@ -83,7 +83,8 @@ def latest(root: Folder) -> Generation | None:
 
 def new_generation(root: Folder, number: int, plan: pa.Table) -> Generation:
     """Return a generation that is not written yet, its plan put in order."""
-    order = [(key, "ascending") for key in ("shard", "speaker_id", "path", "start_s")]
+    # by recording, so that one with several speakers is fetched once for a shard
+    order = [(key, "ascending") for key in ("shard", "corpus", "path", "start_s", "speaker_id")]
     plan = plan.cast(PLAN).sort_by(order).combine_chunks()
     return Generation(number, generation_folder(root, number), plan, finished=False)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -369,6 +370,34 @@ def test_what_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
     write_corpus(corpus, 1, 2, first=4)
     paths = set(read_catalogue(make_store(root, config))["path"].to_pylist())
     assert "s00/u0.flac" in paths
+
+
+def test_a_recording_with_several_speakers_is_fetched_once_for_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "c"
+    corpus.mkdir()
+    for name in ("one", "two"):
+        talk = np.concatenate([voice(speaker, 0, 4.0) for speaker in range(4)])
+        soundfile.write(corpus / f"{name}.flac", talk, SAMPLE_RATE_HZ)
+    rows = [f"{name}.flac,s{turn},{4 * turn},4" for turn in range(4) for name in ("one", "two")]
+    (corpus / "m.csv").write_text("\n".join(["path,speaker,start_s,duration_s", *rows]))
+    spans = CorpusConfig(name="c", root=str(corpus), manifest="m.csv", split="train")
+    fetched: list[str] = []
+    fetch = Folder.fetch
+
+    def noted(folder: Folder, name: str, into: Path) -> Path:
+        fetched.append(name)
+        return fetch(folder, name, into)
+
+    monkeypatch.setattr(Folder, "fetch", noted)
+    store = make_store(tmp_path / "store", IngestConfig(corpora=[spans]))
+    assert sorted(fetched) == ["one.flac", "two.flac"]
+    index = store.read_json("index.json")
+    assert index["seconds_in"] == pytest.approx(32.0)
+    assert index["rejected"]["duplicate"] >= 3  # the second talk is the first one again
+    for row in read_catalogue(store).to_pylist():
+        assert int(row["speaker_id"][-1]) == row["start_sample"] // (4 * SAMPLE_RATE_HZ)
 
 
 def test_spans_share_the_size_of_their_recording(tmp_path: Path) -> None:
