@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from csc_model.config import ModelConfig
 from pipeline.corpora import IngestConfig
 from pipeline.errors import CscError
-from pipeline.mixing import BuildConfig
+from pipeline.distributions import BuildConfig
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
 from pipeline.trials import TrialConfig
 
@@ -27,6 +27,7 @@ class TrainConfig(Strict):
     workers: int = Field(2, ge=1, description="processes, each with a GPU if there are as many")
     steps: int = Field(10_000, ge=1)
     batch_size: int = Field(16, ge=1, description="episodes of a global batch")
+    remix: bool = Field(True, description="mix the voices of a batch anew in every epoch")
     lr: float = Field(1e-3, gt=0)
     table_lr_scale: float = Field(2.0, gt=0, description="of the speaker table, over lr")
     warmup_steps: int = Field(50, ge=0)
@@ -95,8 +96,19 @@ class Config(Strict):
         speakers = self.build.mixing.interferers + 1
         if self.model.num_slots != speakers:
             raise ValueError(
-                f"model.num_slots is {self.model.num_slots} and build.mixing.interferers makes "
+                f"model.num_slots is {self.model.num_slots} and build.mixing.interferer_shares makes "
                 f"mixtures of {speakers} speakers: set one of them"
+            )
+        block, share = self.build.episodes_per_group, self.train.batch_size // self.train.workers
+        if self.train.remix and share % block:
+            raise ValueError(
+                f"train.remix moves voices within blocks of build.episodes_per_group {block}, and "
+                f"a worker's share of train.batch_size, {share}, is no multiple of it: change one"
+            )
+        if self.build.mixing.mixit_share:
+            raise ValueError(
+                "build.mixing.mixit_share: training has no loss for mixtures of mixtures; they can "
+                "be built, looked at and exported with the pipeline alone"
             )
         if self.model.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ValueError(

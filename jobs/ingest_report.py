@@ -25,12 +25,13 @@ MEANING = {
     "changed": "changed since it was listed",
     "denied": "access was refused",
     "no_speech": "nobody speaks",
-    "too_short": "too little speech",
+    "too_short": "too little to use",
     "silent": "too quiet to use",
     "low_snr": "too much noise for the speech",
     "clipped": "overdriven: peaks are cut off",
     "narrowband": "the upper frequencies are missing",
     "tonal": "music or tones, not speech",
+    "not_a_response": "not the impulse response of a room",
     "several_speakers": "several people speak",
     "other_speaker": "not the main voice of its recording",
     "duplicate": "an exact copy of another one",
@@ -54,7 +55,8 @@ def summary(index: Mapping[str, Any]) -> list[Table | str]:
     total_s = index["seconds_in"]
     lines = [
         f"{_hours(total_s, total_s)} h in -> {_hours(index['seconds'], total_s)} h kept "
-        f"({_share(index)}): {index['files']:,} files -> {index['kept']:,} utterances",
+        f"({_share(index)}): {index['files']:,} files -> {index['kept']:,} utterances"
+        + _responses(index, " and "),
         f"speakers: {_parts(index['speakers'])}; labels: {_parts(index['labels'])}",
         f"files: {_changes(index)}",
     ]
@@ -62,6 +64,12 @@ def summary(index: Mapping[str, Any]) -> list[Table | str]:
     view += [_reasons_table(index)] if index["rejected"] else []
     drawn = [(name, index["histograms"].get(name)) for name in ("level_dbfs", "snr_db")]
     return view + [_bars(name, one) for name, one in drawn if one and any(one["seconds"])]
+
+
+def _responses(about: Mapping[str, Any], before: str = "") -> str:
+    """Say how many room impulse responses were kept, if any; an older index does not know."""
+    count = about.get("responses", 0)
+    return f"{before}{count:,} room response{'' if count == 1 else 's'}" if count else ""
 
 
 def _reasons_table(index: Mapping[str, Any]) -> Table:
@@ -153,7 +161,8 @@ def _example(example: Mapping[str, Any] | None) -> str:
 def _corpora(index: Mapping[str, Any]) -> str:
     rows, total_s = [], index["seconds_in"]
     for name, corpus in index["corpora"].items():
-        about = (corpus.get("licence") or "no licence stated", corpus.get("language"))
+        licence = corpus.get("licence") or "no licence stated"
+        about = (licence, corpus.get("language"), _responses(corpus))
         note = _html(", ".join(str(part) for part in about if part))
         hours_in, hours = (_hours(corpus[key], total_s) for key in ("seconds_in", "seconds"))
         name = f"<b dir=auto>{_html(name)}</b><small dir=auto>{note}</small>"

@@ -21,8 +21,8 @@ from csc_model.objective import Episodes, Losses, Objective
 from jobs.checkpoint import BEST, State, load_training, save_training
 from jobs.config import Config, TrainConfig
 from jobs.validation import Validator
+from pipeline.draws import stream_key
 from pipeline.loader import Batch, EpisodeLoader, audio_seconds
-from pipeline.mixing import stream_key
 from pipeline.render import render
 from pipeline.storage import Folder
 
@@ -57,18 +57,25 @@ def build_optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Op
     )
 
 
-def to_episodes(batch: Batch, seed: int, step: int, rank: int, world: int) -> Episodes:
-    """Render a batch on its device and draw this rank's share of the global attention masks."""
-    rendered = render(batch.sources, batch.gains_db)
+def to_episodes(
+    batch: Batch, bank: Tensor | None, seed: int, step: int, rank: int, world: int
+) -> Episodes:
+    """Render a batch on its device and draw this rank's share of the global attention masks.
+
+    Nobody attends to a mixture that lacks the anchor.
+    """
+    rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
     share, conditions = batch.speakers.shape[:2]
     generator = torch.Generator().manual_seed(stream_key(seed, "attention", step) % 2**63)
     allowed = draw_allowed(share * world, conditions, generator)[rank * share : (rank + 1) * share]
+    heard = (batch.speakers[:, :, 0] >= 0).unsqueeze(1)
+    itself = torch.eye(conditions, dtype=torch.bool, device=heard.device)
     return Episodes(
         rendered.mixtures,
         rendered.references,
         batch.speakers,
-        batch.speakers[:, 0, 0],
-        allowed.to(batch.sources.device),
+        batch.anchors,
+        allowed.to(heard.device) & (heard | itself),
     )
 
 
@@ -145,6 +152,8 @@ class Worker:
         self.state = State(0, 0, 1.0)
         self.best: dict[str, Tensor] = {}
         self.train_data = self._loader("train")
+        bank = self.train_data.rooms
+        self.bank = None if bank is None else bank.to(self.device)
         self.validator = Validator(config, job.store, self._loader("valid"), self.rank, self.world)
 
     def _loader(self, split: str) -> EpisodeLoader:
@@ -155,6 +164,7 @@ class Worker:
             seed=self.config.seed,
             rank=self.rank,
             world=self.world,
+            remix=self.config.train.remix and split == "train",
         )
 
     def resume(self) -> None:
@@ -193,7 +203,9 @@ class Worker:
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * learning_rate_factor(step, train)
         ramp = min(1.0, step / train.contrastive_ramp_steps) if train.contrastive_ramp_steps else 1
-        episodes = to_episodes(batch.to(self.device), self.config.seed, step, self.rank, self.world)
+        episodes = to_episodes(
+            batch.to(self.device), self.bank, self.config.seed, step, self.rank, self.world
+        )
         losses = self.wrapped(episodes, train.contrastive_weight * ramp)
         self.optimizer.zero_grad()
         losses.total.backward()

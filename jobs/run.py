@@ -17,6 +17,7 @@ from jobs.console import heading, progress, say, show
 from jobs.ear import ear_of
 from jobs.evaluate import DET_FILE, SCORES_FILE, Evaluated, evaluate, evaluation_id
 from jobs.ingest_report import html
+from jobs.interrupt import Interrupt
 from jobs.promote import Decision, promote, register
 from jobs.registry import CHAMPION, Registry, Version
 from jobs.report import metrics_table
@@ -42,10 +43,11 @@ class Run:
     def __init__(self, config: Config, *, fresh: bool = False) -> None:
         self.config, self.fresh = config, fresh
         self.workspace = Workspace(config)
-        self._exit = ExitStack()
+        self._exit, self._interrupt = ExitStack(), Interrupt()
 
     def __enter__(self) -> "Run":
         self._exit.enter_context(self.workspace.locked())
+        self._exit.enter_context(self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,7 +68,12 @@ class Run:
             if tasks:
                 _ = self._ray
             with progress(what) as advance:
-                run_tasks(tasks, work, advance)
+
+                def advanced(done: int, total: int) -> None:
+                    self._interrupt.check()
+                    advance(done, total)
+
+                run_tasks(tasks, work, advanced)
 
         return run
 
@@ -79,6 +86,7 @@ class Run:
         heading(name, "finished before" if finished else "")
         lines: list[str] = []
         yield lines
+        self._interrupt.check()
         for line in lines:
             say(f"  {line}")
         took = "" if finished else f"  ({time.monotonic() - began:.0f} s)"

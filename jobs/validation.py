@@ -74,9 +74,11 @@ class Validator:
     def _improvement_db(self, model: CSC) -> float:
         """Return the gain over the mixture, for mixtures in which every slot has a speaker."""
         device = next(model.parameters()).device
+        bank = None if self.mixtures.rooms is None else self.mixtures.rooms.to(device)
         gains = []
         for _, batch in zip(range(MIXTURE_BATCHES), self.mixtures.batches(0), strict=False):
-            rendered = render(*batch.to(device)[:2])
+            batch = batch.to(device)
+            rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
             mixtures, references = (part.flatten(0, 1) for part in rendered)
             least, _ = best_permutation(
                 pairwise_separation_loss(model(mixtures).sources, references)

@@ -41,10 +41,13 @@ class AudioError(Exception):
         self.reason, self.detail = reason, detail
 
 
-def stream(file: BinaryIO, start_s: float = 0.0, duration_s: float = 0.0) -> Iterator[Samples]:
+def stream(
+    file: BinaryIO, start_s: float = 0.0, duration_s: float = 0.0, *, first_channel: bool = False
+) -> Iterator[Samples]:
     """Decode a file, or a span of it, to mono blocks at SAMPLE_RATE_HZ; 0 s of span is all.
 
-    Channels are averaged, unless that cancels them: then the loudest is taken.
+    Channels are averaged, unless that cancels them: then the loudest is taken. Or only the first
+    one is, where that is asked for.
 
     Raises:
         AudioError: `empty` (no bytes or no samples), `unreadable`, or after the blocks that are
@@ -54,7 +57,7 @@ def stream(file: BinaryIO, start_s: float = 0.0, duration_s: float = 0.0) -> Ite
         raise AudioError("empty", "the file has no bytes")
     file.seek(0)
     found = False
-    for block in _at_one_rate(_native_blocks(file, start_s, duration_s)):
+    for block in _at_one_rate(_native_blocks(file, start_s, duration_s), first_channel):
         found = found or len(block) > 0
         yield block
     if not found:
@@ -164,8 +167,8 @@ def _span(blocks: Iterator[Native], start_s: float, duration_s: float) -> Iterat
             return
 
 
-def _at_one_rate(blocks: Iterator[Native]) -> Iterator[Samples]:
-    """Mix down and resample; rate and channels may change on the way."""
+def _at_one_rate(blocks: Iterator[Native], first_channel: bool) -> Iterator[Samples]:
+    """Take one channel or mix down, and resample; rate and channels may change on the way."""
     shape: tuple[int, int] | None = None
     mix, resampler = _Downmix(), None
     for rate_hz, block in blocks:
@@ -178,7 +181,7 @@ def _at_one_rate(blocks: Iterator[Native]) -> Iterator[Samples]:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
             shape, mix = (rate_hz, block.shape[1]), _Downmix()
             resampler = _resampler(rate_hz)
-        mono = mix(block)
+        mono = np.ascontiguousarray(block[:, 0]) if first_channel else mix(block)
         yield mono if resampler is None else resampler.resample_chunk(mono)
     if resampler is not None:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)

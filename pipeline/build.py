@@ -1,33 +1,41 @@
 """Build: recipes become mixture shards of episodes.
 
-A task draws the recipes of its shard, a pure function of seed and index wherever it runs, reads
-the window of utterance shards that they use and writes the episodes with their dry sources.
+A task reads one window of the utterance store in sequence and makes the shards that belong to it:
+it draws their recipes, a pure function of seed and index wherever it runs, and puts what they use
+of each utterance in its place while that passes by.
 """
 
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.audio import Pcm
-from pipeline.commits import commit_shard, committed_shards
+from pipeline.casting import MixingTable, Rooms
+from pipeline.commits import ShardRecord, commit_shard, committed_shards
+from pipeline.distributions import BuildConfig, MixingConfig
+from pipeline.episodes import Numbers
 from pipeline.errors import CscError
-from pipeline.mixing import (
-    BuildConfig,
-    MixingConfig,
-    MixingTable,
-    Recipe,
-    Source,
-    recipe,
-    stream_key,
-    window,
+from pipeline.lines import Canvas
+from pipeline.mixing import recipe
+from pipeline.planning import BUILT_SPLITS, plan_tasks
+from pipeline.rooms import rooms_of
+from pipeline.schema import (
+    DATASET_VERSION,
+    EPISODE,
+    ROOMS_FILE,
+    SPEAKERS,
+    SPEAKERS_FILE,
+    Runner,
+    Task,
+    config_hash,
+    of_split,
 )
-from pipeline.schema import DATASET_VERSION, EPISODE, Runner, Task, config_hash
-from pipeline.shards import INDEX, encode, read_catalogue, read_pcm
+from pipeline.shards import INDEX, encode, iter_pcm, read_catalogue, read_table, shard_writer
+from pipeline.splits import check_disjoint
 from pipeline.storage import Folder
-
-BUILT_SPLITS = ("train", "valid")
 
 
 def dataset_id(store: Any, config: BuildConfig, seed: int) -> str:
@@ -41,92 +49,106 @@ def build(dataset: Folder, store: Folder, config: BuildConfig, seed: int, run: R
     A finished dataset is returned as it is, an unfinished one is completed.
 
     Raises:
-        CscError: the store has too few speakers, utterances or noises for what is asked.
+        CscError: the store has too few speakers, utterances, noises or rooms for what is asked, or
+            has a speaker, a recording or an utterance in two splits.
     """
     if dataset.exists(INDEX):
         return dataset.read_json(INDEX)
     name = dataset_id(store.read_json(INDEX), config, seed)
     catalogue = read_catalogue(store)
+    check_disjoint(catalogue)
+    speakers = speakers_of(catalogue)
+    dataset.put(SPEAKERS_FILE, encode(speakers, len(speakers)))
+    rooms = rooms_of(store, catalogue) if config.mixing.uses_rooms else None
+    if rooms is not None:
+        dataset.put(ROOMS_FILE, encode(rooms, 64))
     done = committed_shards(dataset, name)
-    common = {
-        "store": store.uri,
-        "dataset": dataset.uri,
-        "config": name,
-        "mixing": config.mixing.model_dump(),
-        "episodes_per_group": config.episodes_per_group,
-    }
-    plan = plan_shards(catalogue, config, seed)
-    run([common | task for task in plan if task["name"] not in done], build_shard)
-    return _finish(dataset, name, store, config, seed, catalogue)
+    common = {"store": store.uri, "dataset": dataset.uri, "config": name}
+    tasks = plan_tasks(catalogue, rooms, config, seed)
+    missing = [
+        common | task | {"shards": [s for s in task["shards"] if s["name"] not in done]}
+        for task in tasks
+    ]
+    run([task for task in missing if task["shards"]], build_shards)
+    return _finish(dataset, name, store, config, seed, speakers)
 
 
-def plan_shards(catalogue: pa.Table, config: BuildConfig, seed: int) -> list[dict[str, Any]]:
-    """Return name, window and range of episodes of each mixture shard."""
-    tasks = []
-    episodes = {"train": config.train_episodes, "valid": config.valid_episodes}
-    for split in BUILT_SPLITS:
-        rows = of_split(catalogue, split)
-        try:
-            MixingTable(rows, config.mixing)
-        except CscError as error:  # said here, once, before any work
-            raise CscError(f"split {split!r}: {error}, or change ingest.splits") from error
-        shards = pc.unique(rows.filter(pc.equal(rows["kind"], "speech"))["shard"]).to_pylist()
-        noise = pc.unique(rows.filter(pc.equal(rows["kind"], "noise"))["shard"]).to_pylist()
-        key = stream_key(seed, split)
-        for number, start in enumerate(range(0, episodes[split], config.episodes_per_shard)):
-            chosen = window(key, number, len(shards), config.window_shards)
-            tasks.append(
-                {
-                    "name": f"{split}-{number:05d}.parquet",
-                    "split": split,
-                    "key": key,
-                    "first": start,
-                    "stop": min(start + config.episodes_per_shard, episodes[split]),
-                    "window": [*(shards[i] for i in chosen), *noise],
-                }
-            )
-    return tasks
+def speakers_of(catalogue: pa.Table) -> pa.Table:
+    """Return the speakers that mixtures are built of, those of the first split first."""
+    speech = catalogue.filter(pc.equal(catalogue["kind"], "speech"))
+    counts = speech.group_by(["split", "speaker_id"]).aggregate([("utterance_id", "count")])
+    parts = [of_split(counts, split).sort_by("speaker_id") for split in BUILT_SPLITS]
+    table = pa.concat_tables(parts).rename_columns(["split", "speaker_id", "utterances"])
+    return table.select(SPEAKERS.names).cast(SPEAKERS)
 
 
-def of_split(catalogue: pa.Table, split: str) -> pa.Table:
-    return catalogue.filter(pc.equal(catalogue["split"], split))
+def build_shards(task: Task) -> None:
+    """Make the shards of a task and commit each."""
+    dataset = Folder(task["dataset"])
+    speakers = read_table(dataset, SPEAKERS_FILE)
+    row_of = {name: row for row, name in enumerate(speakers["speaker_id"].to_pylist())}
+    with dataset.scratch() as scratch:
+        for shard, canvas in zip(task["shards"], canvases(task, speakers), strict=True):
+            table = canvas.table(row_of)
+            path = scratch / shard["name"]
+            with shard_writer(str(path), EPISODE) as writer:
+                writer.write_table(table, row_group_size=task["episodes_per_group"])
+            about = {
+                "speakers": sorted(row_of[voice] for voice in canvas.voices),
+                "numbers": Numbers.of(table).checksum(),
+            }
+            commit_shard(dataset, shard["name"], path, len(table), task["config"], about)
 
 
-def build_shard(task: Task) -> None:
-    """Draw, read, place and write the episodes of one shard."""
-    store, config = Folder(task["store"]), MixingConfig.model_validate(task["mixing"])
-    catalogue = of_split(read_catalogue(store, shards=task["window"]), task["split"])
-    table = MixingTable(catalogue, config)
-    recipes = [
-        recipe(task["key"], index, table, config) for index in range(task["first"], task["stop"])
+def canvases(task: Task, speakers: pa.Table) -> list[Canvas]:
+    """Draw the recipes of the shards of a task and gather what they use of the store."""
+    config = MixingConfig.model_validate(task["mixing"])
+    store = Folder(task["store"])
+    table = window_table(store, task, config, speakers)
+    made = [
+        Canvas(
+            [recipe(task["key"], i, table, config) for i in range(shard["first"], shard["stop"])],
+            config.num_samples,
+            config.num_slots,
+        )
+        for shard in task["shards"]
     ]
     wanted: dict[int, set[int]] = {}
-    for source in (source for drawn in recipes for source in drawn.sources):
-        wanted.setdefault(source.shard, set()).add(source.row)
-    audio = read_pcm(store, wanted)
-    rows = [drawn.as_row() | {"pcm": place(drawn, audio, config)} for drawn in recipes]
-    data = encode(pa.Table.from_pylist(rows, schema=EPISODE), task["episodes_per_group"])
-    commit_shard(Folder(task["dataset"]), task["name"], data, len(rows), task["config"])
+    for shard, row in (place for canvas in made for place in canvas.uses):
+        wanted.setdefault(shard, set()).add(row)
+    for (shard, row), pcm in iter_pcm(store, wanted):
+        for canvas in made:
+            canvas.put(shard, row, pcm)
+    return made
 
 
-def place(drawn: Recipe, audio: dict[tuple[int, int], Pcm], config: MixingConfig) -> bytes:
-    """Return the sources of an episode, each on its mixture's time line, one after another."""
-    placed = np.zeros((len(drawn.sources), config.num_samples), "<i2")
-    for line, source in zip(placed, drawn.sources, strict=True):
-        line[source.onset : source.onset + source.num_samples] = _segment(source, audio)
-    return placed.tobytes()
-
-
-def _segment(source: Source, audio: dict[tuple[int, int], Pcm]) -> Pcm:
-    return audio[source.shard, source.row][source.offset : source.offset + source.num_samples]
+def window_table(
+    store: Folder, task: Task, config: MixingConfig, speakers: pa.Table
+) -> MixingTable:
+    """Return what the recipes of a task are drawn from."""
+    rows = read_catalogue(store, shards={shard for shard, *_ in task["runs"]})
+    rows = of_split(rows, task["split"])
+    shard, row = rows["shard"].to_numpy(), rows["row"].to_numpy()
+    inside = np.zeros(len(rows), bool)
+    for number, first, stop in task["runs"]:
+        inside |= (shard == number) & (row >= first) & (row < stop)
+    names, counts = (speakers[name].to_pylist() for name in ("speaker_id", "utterances"))
+    rooms = None
+    if config.room_share:
+        rooms = read_table(Folder(task["dataset"]), ROOMS_FILE, ["room", "split"])
+    return MixingTable(
+        rows.filter(pa.array(inside)),
+        config,
+        dict(zip(names, counts, strict=True)),
+        Rooms.of(rooms, task["split"]),
+    )
 
 
 def _finish(
-    dataset: Folder, name: str, store: Folder, config: BuildConfig, seed: int, catalogue: pa.Table
+    dataset: Folder, name: str, store: Folder, config: BuildConfig, seed: int, speakers: pa.Table
 ) -> Any:
-    train = of_split(catalogue, "train")
-    speech = train.filter(pc.equal(train["kind"], "speech"))
-    records = sorted(committed_shards(dataset, name).values())
+    records = sorted(committed_shards(dataset, name).values(), key=itemgetter(0))
+    _assert_apart(dataset, records, speakers)
     about = store.read_json(INDEX)
     index = {
         "version": DATASET_VERSION,
@@ -134,12 +156,32 @@ def _finish(
         "store": about["id"],
         "seed": seed,
         "config": {"build": config.model_dump(), "ingest": about["config"]},
-        "speakers": sorted(pc.unique(speech["speaker_id"]).to_pylist()),
+        "speakers": of_split(speakers, "train")["speaker_id"].to_pylist(),
         "episodes": {
-            split: sum(record.rows for record in records if record.name.startswith(f"{split}-"))
+            split: sum(record.rows for record in records if record.name.startswith(f"{split}-000-"))
             for split in BUILT_SPLITS
         },
-        "shards": [record._asdict() for record in records],
+        "shards": [_listed(record) for record in records],
     }
     dataset.put_json(INDEX, index)
     return index
+
+
+def _listed(record: ShardRecord) -> dict[str, Any]:
+    """Return what the index says of a shard: who speaks in it is for its own record to say."""
+    return record._replace(about={"numbers": (record.about or {})["numbers"]}).as_json()
+
+
+def _assert_apart(dataset: Folder, records: Sequence[ShardRecord], speakers: pa.Table) -> None:
+    """Assert that the mixtures of a split, as they were written, have speakers of that split only.
+
+    Raises:
+        CscError: naming shard and speaker.
+    """
+    splits = speakers["split"].to_pylist()
+    for record in records:
+        split = record.name.partition("-")[0]
+        for row in (record.about or {})["speakers"]:
+            if splits[row] != split:
+                name = speakers["speaker_id"][row]
+                raise CscError(f"{dataset.path(record.name)} has {name} of split {splits[row]!r}")

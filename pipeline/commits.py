@@ -1,9 +1,10 @@
 """Shards that count: each has a completion record beside it, written after it."""
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.storage import READS_AT_ONCE, Folder
 
@@ -16,10 +17,20 @@ class ShardRecord(NamedTuple):
     bytes: int
     sha256: str
     config: str
+    about: Mapping[str, Any] | None = None  # what else its maker says of it
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record for a file; what is not said is left out."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
 
 
 def commit_shard(
-    folder: Folder, name: str, data: bytes | Path, rows: int, config: str
+    folder: Folder,
+    name: str,
+    data: bytes | Path,
+    rows: int,
+    config: str,
+    about: Mapping[str, Any] | None = None,
 ) -> ShardRecord:
     """Write a shard and then its completion record; without the latter it does not count.
 
@@ -31,9 +42,9 @@ def commit_shard(
         num_bytes = data.stat().st_size
     else:
         sha256, num_bytes = hashlib.sha256(data).hexdigest(), len(data)
-    record = ShardRecord(name, rows, num_bytes, sha256, config)
+    record = ShardRecord(name, rows, num_bytes, sha256, config, about)
     folder.put(name, data)
-    folder.put_json(f"{name}.done.json", record._asdict())
+    folder.put_json(f"{name}.done.json", record.as_json())
     return record
 
 

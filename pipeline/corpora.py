@@ -35,7 +35,9 @@ class CorpusConfig(LayoutConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     root: str = Field(description="folder, s3:// or gs:// address, or sample:NAME (shipped)")
     like: str | None = None
-    kind: Literal["speech", "noise"] = "speech"
+    kind: Literal["speech", "noise", "room"] = Field(
+        "speech", description="of a room, every recording is one impulse response"
+    )
     split: Literal["train", "valid", "test"] | None = Field(
         None, description="where all of it goes; else where the source says, else by speaker"
     )

@@ -1,8 +1,8 @@
 """Decoding in a process of its own: a file that crashes or hangs a codec costs only itself.
 
-The child reads one JSON request at a time, `[path, start_s, duration_s]`, and answers with blocks
-of float32 samples and a last word. It kills itself when a block takes too long, and ends with its
-parent, whose end of the pipe closes however the parent dies.
+The child reads one JSON request at a time, `[path, start_s, duration_s, first_channel]`, and
+answers with blocks of float32 samples and a last word. It kills itself when a block takes too long,
+and ends with its parent, whose end of the pipe closes however the parent dies.
 """
 
 import functools
@@ -12,9 +12,10 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,7 +35,12 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
 
     def stream(
-        self, path: Path, start_s: float = 0.0, duration_s: float = 0.0
+        self,
+        path: Path,
+        start_s: float = 0.0,
+        duration_s: float = 0.0,
+        *,
+        first_channel: bool = False,
     ) -> Iterator[Samples]:
         """Decode as `audio.stream` does.
 
@@ -45,7 +51,8 @@ class Decoder:
         if self._child is None or self._child.poll() is not None:
             self._start()
         try:
-            self._requests.send_bytes(json.dumps([str(path), start_s, duration_s]).encode())
+            request = [str(path), start_s, duration_s, first_channel]
+            self._requests.send_bytes(json.dumps(request).encode())
             while (message := self._answers.recv_bytes())[:1] == SAMPLES:
                 yield np.frombuffer(message, np.float32, offset=4)
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -118,20 +125,26 @@ def main(requests_fd: int, answers_fd: int, block_timeout_s: int) -> None:
     answers.send_bytes(READY)
     try:
         while True:
-            path, start_s, duration_s = json.loads(requests.recv_bytes())
-            last_word = _answer(answers, path, start_s, duration_s, block_timeout_s)
+            path, start_s, duration_s, first_channel = json.loads(requests.recv_bytes())
+            decode = functools.partial(
+                stream, start_s=start_s, duration_s=duration_s, first_channel=first_channel
+            )
+            last_word = _answer(answers, path, decode, block_timeout_s)
             answers.send_bytes(END + json.dumps(last_word).encode())
     except (EOFError, BrokenPipeError):
         pass
 
 
 def _answer(
-    answers: Connection, path: str, start_s: float, duration_s: float, block_timeout_s: int
+    answers: Connection,
+    path: str,
+    decode: Callable[[BinaryIO], Iterator[Samples]],
+    block_timeout_s: int,
 ) -> tuple[str, str]:
     signal.alarm(block_timeout_s)  # its default action ends the process, in C code too
     try:
         with Path(path).open("rb") as file:
-            for block in stream(file, start_s, duration_s):
+            for block in decode(file):
                 signal.alarm(0)  # waiting for the parent is no hang
                 # padded to four bytes, so that the parent can look at the samples in place
                 answers.send_bytes(SAMPLES * 4 + block.tobytes())

@@ -15,14 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.audio import AudioError, Samples, to_pcm
+from pipeline.audio import AudioError, Pcm, Samples, to_pcm
 from pipeline.commits import commit_shard
 from pipeline.decoder import own_decoder
 from pipeline.errors import CscError
 from pipeline.fingerprint import fingerprint
 from pipeline.plan import sources_of
+from pipeline.responses import READ_S, cut_response
 from pipeline.schema import REJECT, SAMPLE_RATE_HZ, STORED_UTTERANCE, Task, content_id
 from pipeline.segments import Piece, noise_pieces, speech_pieces
 from pipeline.shards import encode, rejects_name, shard_writer, store_shard_name
@@ -164,11 +166,16 @@ def _read(folder: Folder, source: Row, into: Path) -> Read:
 def outcomes(source: Row, read: Read, config: SpeechConfig, ear: Ear | None) -> Iterator[Outcome]:
     """Give all that becomes of a source, in order of time; every sample is in one of them.
 
+    A room gives one outcome, without what lies around the response.
+
     Raises:
         CscError: that last is not so, which would be a fault of this code.
     """
     if read.fault is not None or read.path is None:
         yield _reject(source, 0, 0, "read", read.fault or AudioError("missing", ""))
+        return
+    if source["kind"] == "room":
+        yield _response(source, read.path, read.sha256)
         return
     blocks = _UntilFault(own_decoder().stream(read.path, source["start_s"], source["duration_s"]))
     check = SpeakerCheck(ear, source["label_kind"]) if source["kind"] == "speech" and ear else None
@@ -192,6 +199,23 @@ def outcomes(source: Row, read: Read, config: SpeechConfig, ear: Ear | None) -> 
             yield _reject(source, start, num_samples, "speaker", fault)
     if accounted != blocks.num_samples:
         raise CscError(f"{source['path']}: samples were lost or invented; report this")
+
+
+def _response(source: Row, path: Path, sha256: str) -> Outcome:
+    """Keep a room impulse response, or say why not; damage anywhere costs it whole.
+
+    Its first channel is taken: the mean of several microphones is the response of no room.
+    """
+    span = (source["start_s"], min(source["duration_s"] or READ_S, READ_S))
+    blocks = _UntilFault(own_decoder().stream(path, *span, first_channel=True))
+    samples = np.concatenate([np.zeros(0, np.float32), *blocks])
+    if blocks.fault is not None:
+        return _reject(source, 0, len(samples), "decode", blocks.fault)
+    try:
+        start_sample, pcm, quality = cut_response(samples)
+    except AudioError as fault:
+        return _reject(source, 0, len(samples), "quality", fault)
+    return Outcome(True, _utterance(source, sha256, start_sample, pcm, quality))
 
 
 class _UntilFault:
@@ -231,21 +255,25 @@ def _judged(
     fault = check.fault(piece) if check is not None else None
     if fault is not None:
         return _reject(source, piece.start_sample, piece.num_samples, "speaker", fault)
-    return Outcome(True, _utterance(source, sha256, piece, piece.samples, quality))
+    centred = piece.samples - piece.samples.mean(dtype="float64").astype("float32")
+    sound = fingerprint(centred) if source["kind"] == "speech" else b""
+    pcm, start_sample = to_pcm(centred), piece.start_sample
+    return Outcome(True, _utterance(source, sha256, start_sample, pcm, quality, sound))
 
 
-def _utterance(source: Row, sha256: str, piece: Piece, samples: Samples, quality: Quality) -> Row:
-    centred = samples - samples.mean(dtype="float64").astype("float32")
-    pcm = to_pcm(centred).tobytes()
+def _utterance(
+    source: Row, sha256: str, start_sample: int, samples: Pcm, quality: Quality, sound: bytes = b""
+) -> Row:
+    pcm = samples.tobytes()
     named = ("speaker_id", "session_id", "kind", "label_kind", "split", "gender", "corpus", "path")
     return {
         "utterance_id": content_id(pcm),
         "source_id": source["source_id"],
         **{name: source[name] for name in named},
         "file_sha256": sha256,
-        "start_sample": _within_file(source, piece.start_sample),
-        "num_samples": piece.num_samples,
-        "fingerprint": fingerprint(centred) if source["kind"] == "speech" else b"",
+        "start_sample": _within_file(source, start_sample),
+        "num_samples": len(samples),
+        "fingerprint": sound,
         "pcm": pcm,
         **quality._asdict(),
     }

@@ -1,63 +1,64 @@
 """The loader: batch t of an epoch is a function of (seed, epoch, t), on any number of ranks.
 
-Row groups are permuted anew in every epoch and read straight from the shards; a global batch is a
-run of episodes in that order, of which each rank takes an equal slice. The state is two integers,
-epoch and step, and starting anywhere costs nothing.
+A global batch is a run of episodes in the order of the epoch, of which each rank reads an equal
+slice. The state is two integers, epoch and step, and starting anywhere costs nothing.
 """
 
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.casting import Rooms
+from pipeline.commits import ShardRecord
+from pipeline.distributions import BuildConfig
+from pipeline.episodes import Episodes, EpisodeShard
 from pipeline.errors import CscError
-from pipeline.mixing import BuildConfig, stream_key
-from pipeline.schema import DATASET_VERSION, SAMPLE_RATE_HZ
-from pipeline.shards import INDEX, damaged, open_shard
+from pipeline.order import SHUFFLED_SHARDS, Order
+from pipeline.remix import Cast, Remix, cast
+from pipeline.schema import DATASET_VERSION, ROOMS_FILE, SAMPLE_RATE_HZ
+from pipeline.shards import INDEX, damaged, read_table
 from pipeline.storage import Folder
 
-PREFETCHED_BATCHES = 3
+READERS = 4  # threads: what one waits for of a remote store, others use
+BATCHES_AHEAD = 4
+OPEN_SHARDS = 2 * SHUFFLED_SHARDS
 
 
 class Batch(NamedTuple):
-    """Episodes as they lie in the shards, ready to be moved to the training device."""
+    """Episodes as they lie in the shards, and how they are to be added up."""
 
-    sources: Tensor  # int16 (episode, condition, slot, time); target, interferers, noise
+    lines: Tensor  # int16 (line, time), dry
+    pick: Tensor  # int64 (episode, condition, slot), row of `lines`, -1 where there is none
     gains_db: Tensor  # float32 (episode, condition, slot), minus infinity where there is none
-    speakers: Tensor  # int64 (episode, condition, slot - 1), row of the speaker list or -1
+    rooms: Tensor  # int64 (episode, condition, slot), row of the loader's `rooms`, -1 for none
+    speakers: Tensor  # int64 (episode, condition, slot - 1), row of the speakers' table or -1
+    anchors: Tensor  # int64 (episode,), row of the speakers' table
+    mixit: Tensor  # bool (episode,): slots are mixtures of speakers that count as unknown
     numbers: Tensor  # int64 (episode,), which episodes these are
 
     def to(self, device: torch.device) -> "Batch":
+        """Copy to a device; from pinned memory that goes on beside whatever is done there."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
-
-class Piece(NamedTuple):
-    """Some episodes of one row group."""
-
-    shard: int
-    group: int
-    first: int
-    stop: int
-
-
-def order(seed: int, epoch: int, num_groups: int) -> NDArray[np.int64]:
-    """Return the order of row groups in an epoch."""
-    bits = np.random.Philox(key=stream_key(seed, "order", epoch))
-    return np.argsort(bits.random_raw(num_groups), kind="stable")
+    @property
+    def sources(self) -> Tensor:
+        """Return the lines in their slots: int16 (episode, condition, slot, time)."""
+        return self.lines[self.pick.clamp_min(0)]
 
 
 class EpisodeLoader:
     """Reads the batches of one rank.
 
     Every rank of an epoch has `steps_per_epoch` batches; the episodes left over are others in every
-    epoch.
+    epoch. With `remix`, each epoch mixes the same voices anew: gains, interferers and noises within
+    blocks of `episodes_per_group`, rooms.
 
     Raises:
         CscError: the dataset is of another version, damaged, or smaller than one batch.
@@ -72,6 +73,8 @@ class EpisodeLoader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        remix: bool = False,
+        pin: bool | None = None,
     ) -> None:
         index = dataset.read_json(INDEX)
         if index["version"] != DATASET_VERSION:
@@ -82,8 +85,8 @@ class EpisodeLoader:
         if batch_size % world:
             raise CscError(f"a batch of {batch_size} episodes cannot be shared by {world} workers")
         self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
-        self.mixing = BuildConfig.model_validate(index["config"]["build"]).mixing
-        self.speakers = pa.array(index["speakers"], pa.string())
+        config = BuildConfig.model_validate(index["config"]["build"])
+        self.mixing, self.rows_per_group = config.mixing, config.episodes_per_group
         self.share = batch_size // world
         self.steps_per_epoch = index["episodes"][split] // batch_size
         if not self.steps_per_epoch:
@@ -91,83 +94,110 @@ class EpisodeLoader:
                 f"{dataset.uri} has {index['episodes'][split]} {split} episodes, fewer than one "
                 f"batch of {batch_size}: build more, or set train.batch_size lower"
             )
-        records = [shard for shard in index["shards"] if shard["name"].startswith(f"{split}-")]
-        self.names = [record["name"] for record in records]
-        self._files: dict[int, pq.ParquetFile] = {}
-        self._groups = self._list_groups(records)
+        self._passes = self._list_shards(index, split)
+        self._open: OrderedDict[tuple[int, int], EpisodeShard] = OrderedDict()
+        self._lock = Lock()
+        self._pin = torch.cuda.is_available() if pin is None else pin
+        responses = Rooms([])
+        self.rooms: Tensor | None = None
+        if self.mixing.uses_rooms:
+            table = read_table(dataset, ROOMS_FILE)
+            responses, self.rooms = Rooms.of(table, split), _bank(table)
+        self._remix = None
+        if remix:
+            self._remix = Remix(self.mixing, seed, self.rows_per_group, self.share, responses)
 
-    def _list_groups(self, records: list[dict[str, Any]]) -> list[Piece]:
+    def _list_shards(self, index: Any, split: str) -> list[list[ShardRecord]]:
+        """Return the shards of each pass, which are all there and of the right size."""
         sizes = {file.name: file.num_bytes for file in self.dataset.list()}
-        groups = []
-        for shard, record in enumerate(records):
-            if sizes.get(record["name"]) != record["bytes"]:
-                raise damaged(self.dataset, record["name"])
-            metadata = self._open(shard).metadata
-            groups += [
-                Piece(shard, group, 0, metadata.row_group(group).num_rows)
-                for group in range(metadata.num_row_groups)
-            ]
-        return groups
+        passes: dict[str, list[ShardRecord]] = {}
+        for record in (ShardRecord(**about) for about in index["shards"]):
+            if record.name.startswith(f"{split}-"):
+                if sizes.get(record.name) != record.bytes:
+                    raise damaged(self.dataset, record.name)
+                passes.setdefault(record.name.rpartition("-")[0], []).append(record)
+        return [passes[name] for name in sorted(passes)]
 
-    def _open(self, shard: int) -> pq.ParquetFile:
-        if shard not in self._files:
-            self._files[shard] = open_shard(self.dataset, self.names[shard])
-        return self._files[shard]
+    def _shard(self, turn: int, place: int) -> EpisodeShard:
+        with self._lock:
+            if (turn, place) not in self._open:
+                record = self._passes[turn][place]
+                self._open[turn, place] = EpisodeShard(
+                    self.dataset,
+                    record.name,
+                    checksum=(record.about or {})["numbers"],
+                    rows_per_group=self.rows_per_group,
+                    num_samples=self.mixing.num_samples,
+                )
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end((turn, place))
+            return self._open[turn, place]
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield this rank's batches of an epoch from a step on, read ahead in a thread."""
-        groups = [self._groups[place] for place in order(self.seed, epoch, len(self._groups))]
-        starts = np.cumsum([0] + [group.stop for group in groups])
-        with ThreadPoolExecutor(1) as reader:
-            waiting: list[Future[Batch]] = []
-            for step in range(first_step, self.steps_per_epoch):
-                waiting.append(reader.submit(self._read, groups, starts, step))
-                if len(waiting) > PREFETCHED_BATCHES:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
+        """Yield this rank's batches of an epoch from a step on, read ahead in threads.
 
-    def _read(self, groups: list[Piece], starts: NDArray[np.int64], step: int) -> Batch:
-        first = (step * self.world + self.rank) * self.share
-        place = int(np.searchsorted(starts, first, side="right")) - 1
-        tables: list[pa.Table] = []
-        while first < (step * self.world + self.rank + 1) * self.share:
-            group = groups[place]
-            begin = first - int(starts[place])
-            count = min(group.stop - begin, self.share - sum(len(table) for table in tables))
-            tables.append(self._read_group(group).slice(begin, count))
-            first, place = first + count, place + 1
-        return self._assemble(pa.concat_tables(tables))
-
-    def _read_group(self, group: Piece) -> pa.Table:
+        Raises:
+            CscError: naming a shard that is damaged.
+        """
+        turn = epoch % len(self._passes)
+        rows = [record.rows for record in self._passes[turn]]
+        order = Order(rows, self.rows_per_group, self.seed, epoch)
+        pool = ThreadPoolExecutor(READERS, "csc-loader")
+        waiting: deque[Future[Batch]] = deque()
         try:
-            return self._open(group.shard).read_row_group(
-                group.group, columns=["episode", "sources", "pcm"], use_threads=False
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(self.dataset, self.names[group.shard]) from error
+            for step in range(first_step, self.steps_per_epoch):
+                waiting.append(pool.submit(self._read, order, turn, epoch, step))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _assemble(self, table: pa.Table) -> Batch:
-        """Put the sources, which lie one after another, in their places of a dense batch."""
-        lists = table["sources"].combine_chunks()
-        episode = np.repeat(np.arange(len(table)), lists.value_lengths().to_numpy())
-        source = lists.flatten()
-        field = {name: source.field(name).to_numpy() for name in ("condition", "slot", "gain_db")}
-        where = (episode, field["condition"], field["slot"])
-        shape = (len(table), self.mixing.conditions, self.mixing.num_slots)
-        audio = np.zeros((*shape, self.mixing.num_samples), np.int16)
-        dry = [np.frombuffer(cell.as_buffer(), "<i2") for cell in table["pcm"]]
-        audio[where] = np.concatenate(dry).reshape(-1, self.mixing.num_samples)
-        gains_db = np.full(shape, -np.inf, np.float32)
-        gains_db[where] = field["gain_db"]
-        known = pc.index_in(source.field("speaker_id"), value_set=self.speakers)
-        speakers = np.full(shape, -1, np.int64)
-        speakers[where] = known.fill_null(-1).to_numpy(zero_copy_only=False)
-        arrays = (audio, gains_db, speakers[:, :, :-1], table["episode"].to_numpy().copy())
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    def _read(self, order: Order, turn: int, epoch: int, step: int) -> Batch:
+        first = (step * self.world + self.rank) * self.share
+        parts = [
+            self._shard(turn, piece.shard).read(piece.group, piece.first, piece.stop)
+            for piece in order.pieces(first, first + self.share)
+        ]
+        drawn = cast(parts, self.mixing)
+        if self._remix is not None:
+            drawn = self._remix(drawn, epoch, step, self.rank)
+        return self._batch(parts, drawn)
+
+    def _batch(self, parts: list[Episodes], drawn: Cast) -> Batch:
+        numbers = np.concatenate([part.number for part in parts])
+        arrays = (
+            drawn.pick,
+            drawn.gains_db,
+            drawn.rooms,
+            drawn.speakers[:, :, :-1],
+            drawn.anchors,
+            drawn.mixit,
+            numbers,
+        )
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        return Batch(self._lines(parts), *(t.pin_memory() if self._pin else t for t in tensors))
+
+    def _lines(self, parts: list[Episodes]) -> Tensor:
+        """Put the audio of all parts in one piece: the only copy before the device's own."""
+        shape = (sum(len(part.pcm) for part in parts), self.mixing.num_samples)
+        if self._pin:
+            lines = torch.empty(shape, dtype=torch.int16, pin_memory=True)
+        else:  # of Arrow's pool, whose pages are there already when a batch of before is gone
+            lines = torch.frombuffer(pa.allocate_buffer(2 * shape[0] * shape[1]), dtype=torch.int16)
+            lines = lines.reshape(shape)
+        np.concatenate([part.pcm for part in parts], out=lines.numpy())
+        return lines
+
+
+def _bank(table: pa.Table) -> Tensor:
+    responses = [np.frombuffer(cell.as_buffer(), "<i2") for cell in table["pcm"]]
+    return torch.from_numpy(np.stack(responses))
 
 
 def audio_seconds(batch: Batch) -> float:
     """Return the seconds of mixtures that a batch holds."""
-    episodes, conditions, _, time = batch.sources.shape
-    return episodes * conditions * time / SAMPLE_RATE_HZ
+    episodes, conditions, _ = batch.pick.shape
+    return episodes * conditions * batch.lines.shape[-1] / SAMPLE_RATE_HZ

@@ -1,68 +1,20 @@
 """Recipes: what is mixed with what, drawn as data.
 
 `recipe(seed, index, table, config)` is a pure function: no worker, node or retry changes what it
-returns. Its random numbers are the raw output of Philox, a counter-based generator, so that they
-are the same with every version of numpy.
+returns.
 """
 
-import hashlib
+import math
 from collections import Counter
 from operator import itemgetter
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-from pydantic import Field, model_validator
-
-from pipeline.errors import CscError
-from pipeline.schema import SAMPLE_RATE_HZ, Strict
+from pipeline.casting import MixingTable, Rows
+from pipeline.distributions import MixingConfig
+from pipeline.draws import Draws
 
 TARGET_LEVEL_DBFS = -25.0
-
-
-class MixingConfig(Strict):
-    """Distributions that recipes are drawn from."""
-
-    seconds: float = Field(4.0, gt=0.1, le=30)
-    conditions: int = Field(2, ge=2, description="mixtures of an episode")
-    interferers: int = Field(1, ge=0, le=3, description="other speakers in a mixture, at most")
-    single_share: float = Field(0.1, ge=0, le=1, description="conditions without an interferer")
-    sir_min_db: float = -5.0
-    sir_max_db: float = 10.0
-    noise_share: float = Field(0.1, ge=0, le=1, description="conditions with noise")
-    snr_min_db: float = 0.0
-    snr_max_db: float = 15.0
-    balance: float = Field(0.0, ge=0, le=1, description="0 draws speakers evenly, 1 by utterances")
-
-    @model_validator(mode="after")
-    def _ranges_are_ranges(self) -> Self:
-        for low, high in (("sir_min_db", "sir_max_db"), ("snr_min_db", "snr_max_db")):
-            if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"{low} is above {high}: {getattr(self, low)} dB")
-        return self
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of a mixture."""
-        return round(self.seconds * SAMPLE_RATE_HZ)
-
-    @property
-    def num_slots(self) -> int:
-        """Places for sources in a condition: target, interferers, noise."""
-        return self.interferers + 2
-
-
-class BuildConfig(Strict):
-    """How many episodes, and how they lie in shards."""
-
-    train_episodes: int = Field(20_000, ge=1)
-    valid_episodes: int = Field(500, ge=1)
-    episodes_per_shard: int = Field(250, ge=1)
-    episodes_per_group: int = Field(4, ge=1, description="episodes read in one go")
-    window_shards: int = Field(8, ge=1, description="utterance shards a mixture shard draws from")
-    mixing: MixingConfig = MixingConfig()
+SHORTEST_TURN = 0.25  # of a mixture, where voices overlap in part
 
 
 class Source(NamedTuple):
@@ -78,13 +30,15 @@ class Source(NamedTuple):
     num_samples: int
     onset: int
     gain_db: float
+    room: int
 
 
 class Condition(NamedTuple):
-    """The levels of a mixture; None where there is no interferer or no noise."""
+    """What is asked of a mixture; None where there is nothing to ask."""
 
     sir_db: float | None
     snr_db: float | None
+    overlap: float | None
 
 
 class Recipe(NamedTuple):
@@ -92,105 +46,27 @@ class Recipe(NamedTuple):
 
     episode: int
     anchor: str
+    mixit: bool
     conditions: list[Condition]
     sources: list[Source]
-
-    def as_row(self) -> dict[str, Any]:
-        """Return the row of `schema.RECIPE`."""
-        return self._asdict() | {
-            "conditions": [condition._asdict() for condition in self.conditions],
-            "sources": [source._asdict() for source in self.sources],
-        }
-
-
-class Draws:
-    """Uniform numbers of one stream: the same for the same key and index, for ever."""
-
-    def __init__(self, seed: int, index: int) -> None:
-        self._bits = np.random.Philox(key=seed, counter=[0, 0, 0, index])
-
-    def fraction(self) -> float:
-        """Return a number in [0, 1)."""
-        return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * self.fraction()
-
-    def below(self, count: int) -> int:
-        """Return an integer in [0, count)."""
-        return int(self.fraction() * count)
-
-    def distinct(self, count: int, chosen: int) -> list[int]:
-        """Return `chosen` different integers below `count`, in random order (a sparse shuffle)."""
-        moved: dict[int, int] = {}
-        drawn = []
-        for place in range(chosen):
-            other = place + self.below(count - place)
-            drawn.append(moved.get(other, other))
-            moved[other] = moved.get(place, place)
-        return drawn
-
-
-class MixingTable:
-    """The speakers of one split, laid out so that a recipe costs the same for any corpus size."""
-
-    def __init__(self, catalogue: pa.Table, config: MixingConfig) -> None:
-        ordered = catalogue.sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
-        speech = ordered.filter(pc.equal(ordered["kind"], "speech"))
-        self.noise = _columns(ordered.filter(pc.equal(ordered["kind"], "noise")))
-        self.speech = _columns(speech)
-        self.speakers, first, count = np.unique(
-            self.speech["speaker_id"], return_index=True, return_counts=True
-        )
-        self.first, self.count = first, count
-        self.anchors = np.flatnonzero(count >= config.conditions)
-        weight = count[self.anchors].astype(np.float64) ** config.balance
-        self.anchor_cdf = np.cumsum(weight) / max(weight.sum(), 1e-12)
-        _check_enough(self, config)
-
-
-def _columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    ids = ("utterance_id", "speaker_id", "session_id")
-    numbers = ("shard", "row", "num_samples", "level_dbfs")
-    return {name: table[name].to_numpy() for name in (*ids, *numbers)}
-
-
-def _check_enough(table: MixingTable, config: MixingConfig) -> None:
-    if not len(table.anchors):
-        raise CscError(
-            f"no speaker has {config.conditions} utterances, one for each condition of an episode: "
-            "add recordings, or set build.mixing.conditions lower"
-        )
-    needed = config.conditions * config.interferers + 1
-    if len(table.speakers) < needed:
-        raise CscError(
-            f"{len(table.speakers)} speaker(s) to mix, at least {needed} are needed (an anchor and "
-            "another interferer for each condition): add speakers to the corpus"
-        )
-    if config.noise_share > 0 and not len(table.noise["shard"]):
-        raise CscError(
-            "build.mixing.noise_share asks for noise and no corpus of kind 'noise' has any in "
-            "this split: add one, or set build.mixing.noise_share=0"
-        )
 
 
 def recipe(seed: int, index: int, table: MixingTable, config: MixingConfig) -> Recipe:
     """Draw episode `index`: a pure function of its arguments."""
     draws = Draws(seed, index)
-    place = int(np.searchsorted(table.anchor_cdf, draws.fraction(), side="right"))
-    anchor = int(table.anchors[min(place, len(table.anchors) - 1)])
+    mixit = draws.fraction() < config.mixit_share
+    anchor = table.anchor(draws)
     targets = _utterances_of(draws, table, anchor, config.conditions)
-    others = draws.distinct(len(table.speakers) - 1, config.conditions * config.interferers)
-    conditions, sources = [], []
+    scene = _Scene(draws, table, config, anchor)
     for number, target in enumerate(targets):
-        rivals = [
-            other + (other >= anchor)
-            for other in others[number * config.interferers : (number + 1) * config.interferers]
-        ]
-        condition, drawn = _condition(draws, table, config, number, target, rivals)
-        conditions.append(condition)
-        sources.extend(drawn)
-    return Recipe(index, str(table.speakers[anchor]), conditions, sources)
+        (scene.mixture_of_mixtures if mixit else scene.mixture)(number, target)
+    name = str(table.speakers[anchor])
+    return Recipe(index, name, mixit, scene.conditions, scene.sources)
+
+
+def power_db(count: int) -> float:
+    """Return by how many dB as many equal signals are louder together than one alone."""
+    return 10 * math.log10(count)
 
 
 def _utterances_of(draws: Draws, table: MixingTable, speaker: int, chosen: int) -> list[int]:
@@ -205,69 +81,127 @@ def _utterances_of(draws: Draws, table: MixingTable, speaker: int, chosen: int) 
     used: Counter[str] = Counter()
     ranked = []
     for utterance in candidates:
-        session = table.speech["session_id"][utterance]
+        session = table.speech.session_id[utterance]
         ranked.append((used[session], utterance))
         used[session] += 1
     return [utterance for _, utterance in sorted(ranked, key=itemgetter(0))[:chosen]]
 
 
-def _condition(
-    draws: Draws,
-    table: MixingTable,
-    config: MixingConfig,
-    number: int,
-    target: int,
-    rivals: list[int],
-) -> tuple[Condition, list[Source]]:
-    sources = [_source(draws, table.speech, target, config, number, 0, 0.0)]
-    alone = draws.fraction() < config.single_share or not rivals
-    sir_db = draws.uniform(config.sir_min_db, config.sir_max_db)
-    for slot, rival in enumerate(() if alone else rivals, start=1):
-        spoken = int(table.first[rival]) + draws.below(int(table.count[rival]))
-        sources.append(_source(draws, table.speech, spoken, config, number, slot, -sir_db))
-    noisy = draws.fraction() < config.noise_share
-    snr_db = draws.uniform(config.snr_min_db, config.snr_max_db)
-    if noisy:
-        clip = draws.below(len(table.noise["shard"]))
-        slot = config.num_slots - 1
-        sources.append(_source(draws, table.noise, clip, config, number, slot, -snr_db))
-    return Condition(None if alone else sir_db, snr_db if noisy else None), sources
+class _Scene:
+    """The mixtures of one episode while they are drawn."""
 
+    def __init__(self, draws: Draws, table: MixingTable, config: MixingConfig, anchor: int) -> None:
+        self.draws, self.table, self.config = draws, table, config
+        self.used = {anchor}  # speakers of the episode: conditions have different interferers
+        self.anchor = anchor
+        self.conditions: list[Condition] = []
+        self.sources: list[Source] = []
 
-def _source(
-    draws: Draws,
-    rows: dict[str, NDArray[Any]],
-    at: int,
-    config: MixingConfig,
-    condition: int,
-    slot: int,
-    relative_db: float,
-) -> Source:
-    """Place one utterance: a random part of a long one, a random onset for a short one."""
-    available = int(rows["num_samples"][at])
-    num_samples = min(available, config.num_samples)
-    return Source(
-        condition,
-        slot,
-        str(rows["utterance_id"][at]),
-        str(rows["speaker_id"][at]),
-        int(rows["shard"][at]),
-        int(rows["row"][at]),
-        draws.below(available - num_samples + 1),
-        num_samples,
-        draws.below(config.num_samples - num_samples + 1),
-        TARGET_LEVEL_DBFS - float(rows["level_dbfs"][at]) + relative_db,
-    )
+    def mixture(self, number: int, target: int) -> None:
+        """Draw one condition: target, interferers, noise, and the room that they are in."""
+        draws, config = self.draws, self.config
+        count = draws.chosen(config.interferer_shares)
+        absent = draws.fraction() < config.absent_share and number > 0
+        rivals = [self._rival() for _ in range(max(count, 1) if absent else count)]
+        sir_db = draws.uniform(config.sir_min_db, config.sir_max_db)
+        overlap = draws.uniform(config.overlap_min, config.overlap_max)
+        together = bool(rivals) and not absent
+        target_at, others_at = self._turns(overlap if together else 1.0)
+        rooms = self.table.rooms.draw(draws, config.room_share)
+        if not absent:
+            self._add(number, 0, target, 0.0, target_at, rooms)
+        louder_db = -sir_db if together else 0.0
+        for slot, rival in enumerate(rivals, start=1):
+            gain_db = louder_db - power_db(len(rivals))
+            self._add(number, slot, self.table.utterance(draws, rival), gain_db, others_at, rooms)
+        snr_db = self._noise(number, set(rivals))
+        asked = (sir_db, overlap) if together else (None, None)
+        self.conditions.append(Condition(asked[0], snr_db, asked[1]))
 
+    def mixture_of_mixtures(self, number: int, target: int) -> None:
+        """Draw two mixtures that are added up: what is known is their sum and they, no voice."""
+        draws, config = self.draws, self.config
+        sir_db = draws.uniform(config.sir_min_db, config.sir_max_db)
+        whole = range(config.num_samples)
+        for slot in range(2):
+            for voice in range(config.mixit_voices):
+                if slot == voice == 0:
+                    utterance = target
+                else:
+                    utterance = self.table.utterance(draws, self._rival())
+                below_db = draws.uniform(config.sir_min_db, config.sir_max_db) if voice else 0.0
+                gain_db = -below_db - (sir_db if slot else 0.0)
+                self._add(number, slot, utterance, gain_db, whole, None)
+        self.conditions.append(Condition(sir_db, None, 1.0))
 
-def stream_key(*parts: object) -> int:
-    """Return a 128-bit key for `Draws` from whatever names a stream, as seed and split."""
-    text = "/".join(map(str, parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest())
+    def _rival(self) -> int:
+        """Draw a speaker that the episode does not have yet."""
+        same = self.config.same_gender_share
+        wanted = None if same is None else self.draws.fraction() < same
+        drawn = self.table.other(self.draws, self.used, self.anchor, wanted)
+        self.used.add(drawn)
+        return drawn
 
+    def _turns(self, overlap: float) -> tuple[range, range]:
+        """Draw where target and interferers speak, so that they share this part of the mixture."""
+        length = self.config.num_samples
+        first_is_target = self.draws.fraction() < 0.5
+        low = max(0.0, SHORTEST_TURN - overlap)
+        before = self.draws.uniform(low, min(1 - overlap, 1 - SHORTEST_TURN))
+        turns = (
+            range(round((before + overlap) * length)),
+            range(round(before * length), length),
+        )
+        return turns if first_is_target else (turns[1], turns[0])
 
-def window(seed: int, number: int, num_shards: int, width: int) -> list[int]:
-    """Return which utterance shards mixture shard `number` draws from: sequential reads only."""
-    if num_shards <= width:
-        return list(range(num_shards))
-    return sorted(Draws(stream_key(seed, "window"), number).distinct(num_shards, width))
+    def _noise(self, number: int, rivals: set[int]) -> float | None:
+        """Add noise or babble to a condition, and return its SNR."""
+        draws, config, table = self.draws, self.config, self.table
+        noisy, babble = draws.fraction() < config.noise_share, draws.fraction()
+        snr_db = draws.uniform(config.snr_min_db, config.snr_max_db)
+        if not noisy:
+            return None
+        slot, whole = config.num_slots - 1, range(config.num_samples)
+        if babble >= config.babble_share:
+            clip = draws.below(len(table.noise.utterance_id))
+            self._add(number, slot, clip, -snr_db, whole, None, table.noise)
+            return snr_db
+        crowd = table.crowd(draws, {self.anchor, *rivals}, config.babble_voices)
+        for voice in crowd:
+            gain_db = -snr_db - power_db(len(crowd))
+            self._add(number, slot, table.utterance(draws, voice), gain_db, whole, None)
+        return snr_db
+
+    def _add(
+        self,
+        number: int,
+        slot: int,
+        at: int,
+        relative_db: float,
+        extent: range,
+        rooms: range | None,
+        rows: Rows | None = None,
+    ) -> None:
+        """Place one utterance: a random part of a long one, a random onset for a short one."""
+        rows = rows or self.table.speech
+        room = rooms[self.draws.below(len(rooms))] if rooms else -1
+        available, space = int(rows.num_samples[at]), len(extent)
+        num_samples = min(available, space)
+        offset = self.draws.below(available - num_samples + 1)
+        onset = extent.start + self.draws.below(space - num_samples + 1)
+        gain_db = TARGET_LEVEL_DBFS - float(rows.level_dbfs[at]) + relative_db
+        self.sources.append(
+            Source(
+                number,
+                slot,
+                str(rows.utterance_id[at]),
+                str(rows.speaker_id[at]),
+                int(rows.shard[at]),
+                int(rows.row[at]),
+                offset,
+                num_samples,
+                onset,
+                gain_db,
+                room,
+            )
+        )

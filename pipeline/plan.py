@@ -165,9 +165,9 @@ def _states(table: pa.Table) -> pa.Array:
 
 
 def _assigned(listing: pa.Table, first: int, shard_mb: float) -> pa.Table:
-    """Place sources by a hash of the speaker; noise has shards of its own, after all speech."""
+    """Place sources by a hash of the speaker; each kind has shards of its own, speech the first."""
     shards = np.zeros(len(listing), np.int32)
-    for kind in ("speech", "noise"):
+    for kind in ("speech", "noise", "room"):
         chosen = np.flatnonzero(pc.equal(listing["kind"], kind).to_numpy())
         part = listing.take(pa.array(chosen, pa.int64()))
         count = max(math.ceil(source_bytes(part).sum() / (shard_mb * 1e6)), int(len(part) > 0))

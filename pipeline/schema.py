@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 SAMPLE_RATE_HZ = 16_000
 STORE_VERSION = 2
-DATASET_VERSION = 1
+DATASET_VERSION = 2
 SPLITS = ("train", "valid", "test")
 
 OnProgress = Callable[[int, int], None]
@@ -36,7 +37,7 @@ UTTERANCE = pa.schema(
         ("source_id", pa.string()),  # what of the listing it was cut from
         ("speaker_id", pa.string()),  # "<corpus>/<speaker>"; for noise, the recording
         ("session_id", pa.string()),  # recording or chapter
-        ("kind", pa.string()),  # speech | noise
+        ("kind", pa.string()),  # speech | noise | room
         ("label_kind", pa.string()),  # given | pseudo
         ("split", pa.string()),
         ("gender", pa.string()),
@@ -109,20 +110,68 @@ SOURCE = pa.struct(
         ("offset", pa.int64()),  # first sample taken from the utterance
         ("num_samples", pa.int32()),
         ("onset", pa.int32()),  # where it begins within the mixture
-        ("gain_db", pa.float32()),
+        ("gain_db", pa.float64()),
+        ("room", pa.int32()),  # row of ROOMS_FILE, -1 for none
     ]
 )
-CONDITION = pa.struct([("sir_db", pa.float32()), ("snr_db", pa.float32())])
-RECIPE = pa.schema(
+CONDITION = pa.struct(
     [
-        ("episode", pa.int64()),  # its number in the dataset
-        ("anchor", pa.string()),
+        ("sir_db", pa.float32()),  # asked for; null where there is nothing to ask
+        ("snr_db", pa.float32()),
+        ("overlap", pa.float32()),
+        ("realised_sir_db", pa.float32()),  # of the active speech that was taken
+        ("realised_snr_db", pa.float32()),
+        ("realised_overlap", pa.float32()),
+    ]
+)
+LINE = pa.struct(
+    [
+        ("condition", pa.int16()),
+        ("slot", pa.int16()),
+        ("speaker", pa.int32()),  # row of SPEAKERS_FILE, or NOISE, or SEVERAL
+        ("room", pa.int32()),
+        ("gain_db", pa.float32()),
+        ("level_dbfs", pa.float32()),  # of active frames, before the gain
+    ]
+)
+"""A dry signal of an episode: one source, or several of the same slot added up (babble, MixIT)."""
+
+NOISE, SEVERAL = -1, -2
+EPISODE = pa.schema(
+    [
+        ("episode", pa.int64()),  # its number in the split
+        ("anchor", pa.int32()),  # row of SPEAKERS_FILE
+        ("mixit", pa.bool_()),  # slots are mixtures themselves, of speakers that count as unknown
         ("conditions", pa.list_(CONDITION)),
         ("sources", pa.list_(SOURCE)),
+        ("lines", pa.list_(LINE)),
+        ("checksum", pa.uint64()),  # XXH3 of pcm
+        ("pcm", pa.large_binary()),
     ]
 )
-EPISODE = RECIPE.append(pa.field("pcm", pa.large_binary()))
-"""A recipe with its dry sources: int16, each in its place on the mixture's time line."""
+"""A recipe with its dry lines: int16, each as long as the mixture, one after another."""
+
+SPEAKERS = pa.schema(
+    [
+        ("speaker_id", pa.string()),
+        ("split", pa.string()),
+        ("utterances", pa.int64()),  # in the whole split
+    ]
+)
+ROOMS = pa.schema(
+    [
+        ("utterance_id", pa.string()),
+        ("room", pa.string()),  # of which there may be several responses
+        ("split", pa.string()),
+        ("pcm", pa.large_binary()),  # int16, all of the same length
+    ]
+)
+SPEAKERS_FILE, ROOMS_FILE = "speakers.parquet", "rooms.parquet"
+
+
+def of_split(rows: pa.Table, split: str) -> pa.Table:
+    """Return the rows of one split."""
+    return rows.filter(pc.equal(rows["split"], split))
 
 
 def speaker_id(corpus: str, speaker: str) -> str:

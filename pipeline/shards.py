@@ -1,7 +1,7 @@
 """Parquet shards: the same bytes for the same rows, row groups that can be read alone."""
 
 import posixpath
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,10 +91,20 @@ def audio_of(store: Folder) -> Folder:
     return Folder(posixpath.dirname(store.uri)).child("shards")
 
 
-def read_pcm(store: Folder, wanted: Mapping[int, Iterable[int]]) -> dict[tuple[int, int], Pcm]:
-    """Read utterances by (shard, row), touching only the row groups that hold them."""
+def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a table that lies beside shards."""
+    with folder.open_input(name) as file:
+        return pq.read_table(file, columns=columns)
+
+
+def iter_pcm(
+    store: Folder, wanted: Mapping[int, Iterable[int]]
+) -> Iterator[tuple[tuple[int, int], Pcm]]:
+    """Give utterances by (shard, row) in the order in which they lie, a row group at a time.
+
+    Row groups that hold none of them are passed over.
+    """
     shards = audio_of(store)
-    found: dict[tuple[int, int], Pcm] = {}
     for shard, rows in sorted(wanted.items()):
         needed, start = set(rows), 0
         file = open_shard(shards, store_shard_name(shard))
@@ -106,5 +116,9 @@ def read_pcm(store: Folder, wanted: Mapping[int, Iterable[int]]) -> dict[tuple[i
                 column = file.read_row_group(group, columns=["pcm"])["pcm"].combine_chunks()
                 for row in here:
                     data = column[row - inside.start].as_buffer()
-                    found[shard, row] = np.frombuffer(data, "<i2")
-    return found
+                    yield (shard, row), np.frombuffer(data, "<i2")
+
+
+def read_pcm(store: Folder, wanted: Mapping[int, Iterable[int]]) -> dict[tuple[int, int], Pcm]:
+    """Read utterances by (shard, row) into memory."""
+    return dict(iter_pcm(store, wanted))

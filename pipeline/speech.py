@@ -72,6 +72,12 @@ def active_frames(levels_db: NDArray[np.float64]) -> NDArray[np.bool_]:
     return audible & (levels_db > gate_db)
 
 
+def active_level_dbfs(samples: Samples) -> float:
+    """Return the level of the frames that count as speech."""
+    levels_db = frame_levels_db(samples)
+    return _mean_level_db(levels_db[active_frames(levels_db)])
+
+
 def _mean_level_db(levels_db: NDArray[np.float64]) -> float:
     return float(10 * np.log10(np.mean(10 ** (levels_db / 10)))) if len(levels_db) else EMPTY_DB
 
@@ -88,8 +94,7 @@ def bandwidth_hz(samples: Samples) -> float:
 def measure(samples: Samples, snr_db: float) -> Quality:
     """Measure a segment whose SNR is known; a constant offset counts as nothing."""
     centred = samples - samples.mean()
-    levels_db = frame_levels_db(centred)
-    level_db = _mean_level_db(levels_db[active_frames(levels_db)])
+    level_db = active_level_dbfs(centred)
     clipped = float(np.mean(np.abs(samples) >= CLIPPED_FROM))
     return Quality(level_db, snr_db, clipped, bandwidth_hz(centred), tonal_share(centred))
 

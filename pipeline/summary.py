@@ -22,15 +22,21 @@ EDGES: Mapping[str, NDArray[np.float64]] = {
 def summary(
     plan: pa.Table, catalogue: pa.Table, rejects: pa.Table, corpora: Sequence[CorpusConfig]
 ) -> dict[str, Any]:
-    """Return counts and seconds: in, kept, rejected by reason; speakers; histograms by seconds."""
-    speech = catalogue.filter(pc.equal(catalogue["kind"], "speech"))
+    """Return counts and seconds: in, kept, rejected by reason; speakers; histograms by seconds.
+
+    Room impulse responses are counted, by themselves; nobody listens to their seconds.
+    """
+    rooms = pa.array([corpus.name for corpus in corpora if corpus.kind == "room"], pa.string())
+    kept, refused = (_outside(rooms, table) for table in (catalogue, rejects))
+    speech = kept.filter(pc.equal(kept["kind"], "speech"))
     return {
         "files": pc.count_distinct(_recordings(plan)).as_py(),
-        "kept": len(catalogue),
-        "seconds": _seconds(catalogue),
-        "seconds_in": round(_seconds(catalogue) + _seconds(rejects), 3),
+        "kept": len(kept),
+        "responses": len(catalogue) - len(kept),
+        "seconds": _seconds(kept),
+        "seconds_in": round(_seconds(kept) + _seconds(refused), 3),
         "rejected": _by(rejects, "reason", "count"),
-        "rejected_seconds": _by(rejects, "reason", "sum"),
+        "rejected_seconds": _by(refused, "reason", "sum"),
         "speakers": _speakers_by(speech, "split"),
         "labels": _speakers_by(speech, "label_kind"),
         "corpora": {
@@ -39,6 +45,10 @@ def summary(
         "histograms": {name: _histogram(speech, name, EDGES[name]) for name in EDGES},
         "examples": _examples(rejects),
     }
+
+
+def _outside(corpora: pa.Array, table: pa.Table) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["corpus"], value_set=corpora)))
 
 
 def _recordings(table: pa.Table) -> pa.ChunkedArray:
@@ -69,10 +79,12 @@ def _of_corpus(
     plan, kept, refused = (
         table.filter(pc.equal(table["corpus"], corpus.name)) for table in (plan, catalogue, rejects)
     )
+    rooms = corpus.kind == "room"
     return {
         "files": pc.count_distinct(_recordings(plan)).as_py(),
-        "seconds_in": round(_seconds(kept) + _seconds(refused), 3),
-        "seconds": _seconds(kept),
+        "seconds_in": 0.0 if rooms else round(_seconds(kept) + _seconds(refused), 3),
+        "seconds": 0.0 if rooms else _seconds(kept),
+        "responses": len(kept) if rooms else 0,
         "licence": corpus.licence,
         "language": corpus.language,
     }

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.audio import Pcm
+from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
-from pipeline.mixing import TARGET_LEVEL_DBFS, Draws, stream_key
+from pipeline.mixing import TARGET_LEVEL_DBFS
 from pipeline.schema import Strict, config_hash
 from pipeline.shards import read_pcm
 from pipeline.storage import Folder

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from pipeline.audio import Samples, load
 from pipeline.build import build, dataset_id
 from pipeline.corpora import SAMPLE, CorpusConfig, IngestConfig, list_corpora
-from pipeline.mixing import BuildConfig, MixingConfig
+from pipeline.distributions import BuildConfig, MixingConfig
 from pipeline.schema import SAMPLE_RATE_HZ, Runner, Task, Work
 from pipeline.storage import Folder
 from pipeline.store import ingest, plan_ingest
@@ -62,6 +62,19 @@ def write_noise(root: Path, clips: int = 12) -> Path:
     return root
 
 
+def write_rooms(root: Path, rooms: int = 12) -> Path:
+    """Write two responses of each room: a direct sound, and noise that dies away."""
+    for room in range(rooms):
+        (root / f"room{room:02d}").mkdir(parents=True)
+        for place in range(2):
+            rng = np.random.default_rng([room, place])
+            samples = rng.normal(0, 0.05, 4000) * np.exp(-np.arange(4000) / (300 + 50 * room))
+            samples[10] = 1.0
+            path = root / f"room{room:02d}" / f"place{place}.wav"
+            soundfile.write(path, samples.astype(np.float32), SAMPLE_RATE_HZ, subtype="FLOAT")
+    return root
+
+
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> IngestConfig:
     """Two corpora of speech with 24 speakers together, and one of noise."""
@@ -80,10 +93,12 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> IngestConfig:
 BUILD = BuildConfig(
     train_episodes=24,
     valid_episodes=8,
-    episodes_per_shard=6,
+    shard_mb=0.6,  # six episodes
     episodes_per_group=2,
-    window_shards=3,
-    mixing=MixingConfig(seconds=0.5, single_share=0.2, noise_share=0.3),
+    slice_mb=0.5,
+    window_slices=3,
+    shards_per_window=2,
+    mixing=MixingConfig(seconds=0.5, interferer_shares=[0.2, 0.8], noise_share=0.3),
 )
 
 

@@ -22,8 +22,8 @@ from jobs.ingest_report import MEANING, html, summary
 
 CODES = """
 empty unreadable not_finite truncated crashes_decoder hangs_decoder missing changed denied no_speech
-too_short silent low_snr clipped narrowband tonal several_speakers other_speaker duplicate
-near_duplicate forgotten"""
+too_short silent low_snr clipped narrowband tonal not_a_response several_speakers other_speaker
+duplicate near_duplicate forgotten"""
 INDEX: dict[str, Any] = {
     "generation": 2,
     "id": "89ab34cd",
@@ -119,6 +119,15 @@ def test_meaning_has_words_for_every_code() -> None:
     assert set(MEANING) == set(CODES.split())
     assert all(re.fullmatch(r"[a-z][a-z ,:]+", words) for words in MEANING.values())
     assert len(set(MEANING.values())) == len(MEANING)
+
+
+def test_room_responses_are_counted_apart() -> None:
+    rooms = {**INDEX["corpora"]["calls"], "seconds_in": 0.0, "seconds": 0.0, "responses": 1200}
+    index = INDEX | {"responses": 1201, "corpora": INDEX["corpora"] | {"rooms": rooms}}
+    assert "800 utterances and 1,201 room responses" in " ".join(terminal(index).split())
+    assert "1,200 room responses" in Page(html(index)).text
+    assert "response" not in terminal(INDEX)
+    assert "room responses" not in Page(html(INDEX)).text
 
 
 def test_page_shows_sums_shares_and_parts() -> None:

@@ -11,13 +11,16 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 # A module of the pipeline may import those of its own rank and of lower ones.
 RANKS = [
     {"errors"},
-    {"schema"},
-    {"storage", "audio", "patterns", "fingerprint", "tones"},
+    {"schema", "draws"},
+    {"distributions", "storage", "audio", "patterns", "fingerprint", "tones"},
     {"commits", "speech", "splits", "vad", "decoder", "manifests", "duplicates"},
-    {"segments", "layouts"},
-    {"mixing", "shards", "corpora", "render", "tasks", "speakers"},
-    {"plan", "summary"},
-    {"loader", "trials", "ingest", "build"},
+    {"segments", "layouts", "responses", "librimix_metadata", "librimix_audio"},
+    {"casting", "windows", "order", "shards", "corpora", "render", "tasks", "speakers", "datasets"},
+    {"mixing", "planning", "rooms", "episodes", "plan", "summary"},
+    {"lines", "remix", "census", "check_rows", "excerpt", "unpack", "formats"},
+    {"loader", "trials", "ingest", "build", "check_files", "librimix", "export"},
+    {"check_recipes"},
+    {"check"},
     {"store"},
     {"forget"},
 ]

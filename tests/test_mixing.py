@@ -1,22 +1,31 @@
-"""Recipes are pure, well-formed, and rendered as a plain loop would."""
+"""Recipes are pure, well-formed, and as the distributions say that they are drawn from."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.build import of_split
+from pipeline.casting import MixingTable, Rooms
+from pipeline.distributions import Curriculum, MixingConfig
+from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
-from pipeline.mixing import Draws, MixingConfig, MixingTable, Recipe, recipe, stream_key, window
-from pipeline.render import PEAK, render
-from pipeline.schema import CATALOGUE, RECIPE
+from pipeline.mixing import Recipe, Source, recipe
+from pipeline.schema import CATALOGUE, ROOMS, of_split
 from pipeline.shards import read_catalogue
 from pipeline.storage import Folder
-from tests.conftest import BUILD
 
 KEY = stream_key(3, "train")
+RICH = MixingConfig(
+    seconds=0.5,
+    interferer_shares=[0.2, 0.5, 0.3],
+    overlap_min=0.0,
+    absent_share=0.3,
+    noise_share=0.5,
+    babble_share=0.5,
+    babble_voices=3,
+    mixit_share=0.2,
+)
 GOLDEN_FRACTIONS = [0.751610134832803, 0.9542084747804751, 0.7765064223344135]
 GOLDEN_KEY = 118772365653703011139793883125082790913
 
@@ -46,34 +55,35 @@ def test_distinct_draws_are_distinct(index: int, count: int, data: st.DataObject
 @settings(max_examples=50, deadline=None)
 def test_a_recipe_depends_on_seed_and_index_alone(catalogue: pa.Table, index: int) -> None:
     rows = np.random.default_rng(index).permutation(len(catalogue))
-    first = recipe(KEY, index, MixingTable(catalogue, BUILD.mixing), BUILD.mixing)
-    again = recipe(KEY, index, MixingTable(catalogue.take(rows), BUILD.mixing), BUILD.mixing)
+    first = recipe(KEY, index, MixingTable(catalogue, RICH), RICH)
+    again = recipe(KEY, index, MixingTable(catalogue.take(rows), RICH), RICH)
     assert first == again
-    other = recipe(KEY + 1, index, MixingTable(catalogue, BUILD.mixing), BUILD.mixing)
+    other = recipe(KEY + 1, index, MixingTable(catalogue, RICH), RICH)
     assert first.sources != other.sources
 
 
-@given(st.integers(0, 2**40), st.integers(2, 3), st.integers(0, 2))
-@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 3), st.sampled_from([[0.5, 0.5], [0, 0.4, 0.6]]))
+@settings(max_examples=200, deadline=None)
 def test_an_episode_is_one_speaker_under_different_conditions(
-    catalogue: pa.Table, index: int, conditions: int, interferers: int
+    catalogue: pa.Table, index: int, conditions: int, shares: list[float]
 ) -> None:
-    config = BUILD.mixing.model_copy(update={"conditions": conditions, "interferers": interferers})
+    changes = {"conditions": conditions, "interferer_shares": shares, "mixit_share": 0.0}
+    config = RICH.model_copy(update=changes)
     drawn = recipe(KEY, index, MixingTable(catalogue, config), config)
     check(drawn, config)
     speaker_of = dict(
         zip(*(catalogue[c].to_pylist() for c in ("utterance_id", "speaker_id")), strict=True)
     )
     assert all(speaker_of[source.utterance_id] == source.speaker_id for source in drawn.sources)
-    pa.Table.from_pylist([drawn.as_row()], schema=RECIPE)
 
 
 def check(drawn: Recipe, config: MixingConfig) -> None:
+    noise_slot = config.num_slots - 1
     targets = [source for source in drawn.sources if source.slot == 0]
-    rivals = [source for source in drawn.sources if 0 < source.slot <= config.interferers]
-    assert [source.condition for source in targets] == list(range(config.conditions))
+    rivals = [source for source in drawn.sources if 0 < source.slot < noise_slot]
+    assert drawn.sources[0].slot == 0
     assert {source.speaker_id for source in targets} == {drawn.anchor}
-    assert len({source.utterance_id for source in targets}) == config.conditions
+    assert len({source.utterance_id for source in targets}) == len(targets)
     assert drawn.anchor not in {source.speaker_id for source in rivals}
     assert len({source.speaker_id for source in rivals}) == len(rivals)
     for source in drawn.sources:
@@ -81,10 +91,17 @@ def check(drawn: Recipe, config: MixingConfig) -> None:
         assert 0 < source.num_samples <= config.num_samples
         assert 0 <= source.onset <= config.num_samples - source.num_samples
     for number, condition in enumerate(drawn.conditions):
-        here = [source for source in rivals if source.condition == number]
-        assert (condition.sir_db is None) == (not here)
+        here = [source for source in drawn.sources if source.condition == number]
+        voices = [source for source in here if source.slot < noise_slot]
+        assert voices, "somebody speaks in every mixture"
+        together = {source.slot > 0 for source in voices} == {False, True}
+        assert (condition.sir_db is None) == (condition.overlap is None) == (not together)
+        assert (condition.snr_db is None) == (not any(s.slot == noise_slot for s in here))
         if condition.sir_db is not None:
             assert config.sir_min_db <= condition.sir_db <= config.sir_max_db
+        crowd = [s.speaker_id for s in here if s.slot == noise_slot]
+        assert len(set(crowd)) == len(crowd)
+        assert drawn.anchor not in crowd
 
 
 def test_conditions_come_from_different_sessions_where_there_are_any() -> None:
@@ -124,6 +141,8 @@ def row(utterance: str, speaker: str, session: str, **more: object) -> dict[str,
         (1, 5, {"noise_share": 0.0}, "1 speaker"),
         (9, 1, {"noise_share": 0.0}, "no speaker has 2 utterances"),
         (9, 3, {"noise_share": 0.5}, "no corpus of kind 'noise'"),
+        (9, 3, {"noise_share": 0.0, "room_share": 0.1}, "no corpus of kind 'room'"),
+        (6, 3, {"noise_share": 0.0, "mixit_share": 0.1}, "6 speaker.*at least 7 are needed"),
     ],
 )
 def test_too_small_a_corpus_is_refused(
@@ -152,26 +171,165 @@ def test_every_speaker_is_drawn_as_often_whatever_it_has_said() -> None:
         assert np.mean([anchor == "c/s0" for anchor in anchors]) == pytest.approx(share, abs=0.06)
 
 
-@given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 8))
+def table_of(speakers: int, **config: object) -> tuple[MixingTable, MixingConfig]:
+    """Return speakers with six utterances each, of 0.25 to 1.5 s, every other one a woman."""
+    rows = [
+        row(
+            f"u{s}.{n}",
+            f"c/s{s:02d}",
+            f"c/s{s}/{n}",
+            gender="fm"[s % 2] if s < 20 else None,
+            num_samples=4000 * (n + 1),
+        )
+        for s in range(speakers)
+        for n in range(6)
+    ]
+    mixing = MixingConfig(**{"seconds": 0.5, "noise_share": 0.0} | config)  # type: ignore[arg-type]
+    return MixingTable(pa.Table.from_pylist(rows, schema=CATALOGUE), mixing), mixing
+
+
+def drawn_from(table: MixingTable, config: MixingConfig, count: int = 1000) -> list[Recipe]:
+    return [recipe(KEY, index, table, config) for index in range(count)]
+
+
+def of(drawn: Recipe, number: int) -> list[Source]:
+    return [source for source in drawn.sources if source.condition == number]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_interferers_are_of_the_same_gender_as_often_as_asked(share: float) -> None:
+    table, config = table_of(24, same_gender_share=share, interferer_shares=[0.0, 1.0])
+    same = [
+        int(source.speaker_id[3:]) % 2 == int(drawn.anchor[3:]) % 2
+        for drawn in drawn_from(table, config)
+        for source in drawn.sources
+        if source.slot == 1 and int(drawn.anchor[3:]) < 20  # of the others nothing is known
+    ]
+    assert np.mean(same) == pytest.approx(share, abs=0.05)
+
+
+def test_shares_are_what_they_say() -> None:
+    table, config = table_of(24, interferer_shares=[0.2, 0.5, 0.3], absent_share=0.25)
+    recipes = drawn_from(table, config)
+    counts = [len({s.slot for s in of(drawn, 0)}) - 1 for drawn in recipes]
+    assert np.bincount(counts) / len(counts) == pytest.approx([0.2, 0.5, 0.3], abs=0.05)
+    absent = [all(s.slot for s in of(drawn, 1)) for drawn in recipes]
+    assert np.mean(absent) == pytest.approx(0.25, abs=0.05)
+    assert all(of(drawn, 0)[0].slot == 0 for drawn in recipes), "the first mixture has the anchor"
+
+
+@given(st.integers(0, 2**40), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_voices_overlap_as_asked_where_utterances_are_long(index: int, overlap: float) -> None:
+    config = MixingConfig(
+        seconds=0.2,
+        noise_share=0.0,
+        overlap_min=overlap,
+        overlap_max=overlap,
+        interferer_shares=[0.0, 0.5, 0.5],
+    )
+    table, _ = table_of(12)
+    for number in range(2):
+        here = of(recipe(KEY, index, table, config), number)
+        heard = np.zeros((2, config.num_samples), bool)
+        for source in here:
+            heard[min(source.slot, 1), source.onset : source.onset + source.num_samples] = True
+        assert heard.all(0).mean() == pytest.approx(overlap, abs=1e-3)
+        assert heard.any(0).all(), "there is no gap"
+        assert heard.mean(1).min() >= 0.25 - 1e-3, "a turn is never too short to be heard"
+
+
+def test_several_interferers_together_have_the_power_asked_for() -> None:
+    table, config = table_of(12, interferer_shares=[0.0, 0.0, 1.0])
+    for drawn in drawn_from(table, config, 50):
+        for number, condition in enumerate(drawn.conditions):
+            target, *rivals = (s.gain_db - 5.0 for s in of(drawn, number))  # all speak at -20 dBFS
+            power_db = 10 * np.log10(sum(10 ** (gain / 10) for gain in rivals))
+            assert target == pytest.approx(-10)
+            assert target - power_db == pytest.approx(condition.sir_db)
+
+
+def test_babble_is_made_of_others_and_mixit_of_all() -> None:
+    table, config = table_of(12, noise_share=1.0, babble_share=1.0, babble_voices=4)
+    for drawn in drawn_from(table, config, 100):
+        check(drawn, config)
+        for number in range(2):
+            voices = {s.speaker_id for s in of(drawn, number) if s.slot == config.num_slots - 1}
+            assert len(voices) == 4
+            assert not voices & {s.speaker_id for s in of(drawn, number) if s.slot < 2}
+    table, config = table_of(12, mixit_share=0.4, mixit_voices=2)
+    recipes = drawn_from(table, config)
+    assert np.mean([drawn.mixit for drawn in recipes]) == pytest.approx(0.4, abs=0.05)
+    for drawn in (drawn for drawn in recipes if drawn.mixit):
+        for number in range(2):
+            assert [s.slot for s in of(drawn, number)] == [0, 0, 1, 1]
+            assert len({s.speaker_id for s in of(drawn, number)}) == 4
+
+
+def test_a_mixture_is_in_one_room_of_its_split() -> None:
+    rows = [
+        {"utterance_id": f"r{n}", "room": f"room{n // 3}", "split": "train" if n < 9 else "test"}
+        for n in range(12)
+    ]
+    rooms = Rooms.of(pa.Table.from_pylist(rows, schema=ROOMS), "train")
+    assert rooms.responses == [range(3), range(3, 6), range(6, 9)]
+    plain, _ = table_of(12)
+    plain.rooms = rooms
+    config = MixingConfig(seconds=0.5, noise_share=0.0, room_share=0.5)
+    inside = 0
+    for drawn in drawn_from(plain, config):
+        for number in range(2):
+            used = {source.room // 3 if source.room >= 0 else -1 for source in of(drawn, number)}
+            assert len(used) == 1
+            inside += used != {-1}
+    assert inside / 2000 == pytest.approx(0.5, abs=0.05)
+
+
+def test_windows_together_draw_speakers_evenly() -> None:
+    """A speaker of whom a window has a part is drawn there in part."""
+    rows = [row(f"u{s}.{n}", f"c/s{s}", f"c/s{s}/{n}") for s in range(4) for n in range(6)]
+    table = pa.Table.from_pylist(rows, schema=CATALOGUE)
+    config = MixingConfig(seconds=0.5, noise_share=0.0)
+    mixing = MixingTable(table, config, {"c/s0": 60})
+    assert mixing.weight == pytest.approx(3.1)
+    anchors = [drawn.anchor for drawn in drawn_from(mixing, config)]
+    assert np.mean([anchor == "c/s0" for anchor in anchors]) == pytest.approx(0.1 / 3.1, abs=0.02)
+
+
+def test_a_curriculum_moves_from_easy_to_hard() -> None:
+    config = MixingConfig(
+        sir_min_db=-5.0,
+        interferer_shares=[0.1, 0.6, 0.3],
+        curriculum=Curriculum(
+            epochs=4, start={"sir_min_db": 5.0, "interferer_shares": [0.5, 0.5, 0.0]}
+        ),
+    )
+    assert [config.at(epoch).sir_min_db for epoch in (0, 2, 4, 9)] == [5.0, 0.0, -5.0, -5.0]
+    assert config.at(2).interferer_shares == pytest.approx([0.3, 0.55, 0.15])
+    assert config.final == config.at(4)
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        ({"loudness": 1.0}, "loudness cannot move"),
+        ({"seconds": 1.0}, "seconds cannot move"),
+        ({"conditions": 2.0}, "conditions cannot move"),
+        ({"interferer_shares": [1.0]}, "interferer_shares cannot move"),
+        ({"interferer_shares": [0.7, 0.7]}, "sum to 1"),
+        ({"noise_share": 3.0}, "less than or equal to 1"),
+        ({"sir_min_db": 20.0}, "sir_min_db is above sir_max_db"),
+    ],
+)
+def test_a_curriculum_that_leads_nowhere_is_refused(
+    start: dict[str, float | list[float]], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        MixingConfig(curriculum=Curriculum(epochs=3, start=start))
+
+
+@given(st.integers(0, 2**63), st.lists(st.floats(0, 1), min_size=1, max_size=5))
 @settings(max_examples=50, deadline=None)
-def test_windows_are_pure_sorted_and_as_wide_as_asked(number: int, shards: int, width: int) -> None:
-    drawn = window(KEY, number, shards, width)
-    assert drawn == window(KEY, number, shards, width) == sorted(set(drawn))
-    assert len(drawn) == min(shards, width)
-
-
-@given(st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
-def test_rendering_is_the_plain_sum(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    sources = rng.integers(-32768, 32768, (2, 2, 3, 50)).astype(np.int16)
-    gains_db = rng.uniform(-30, 10, (2, 2, 3)).astype(np.float32)
-    gains_db[0, 0, 2] = -np.inf
-    rendered = render(torch.from_numpy(sources), torch.from_numpy(gains_db))
-    for place in np.ndindex(2, 2):
-        amplitude = 10 ** (gains_db[place].astype(np.float64) / 20) / 32768
-        dry = sources[place] * amplitude[:, None]
-        scale = min(1.0, PEAK / np.abs(dry.sum(0)).max())
-        np.testing.assert_allclose(rendered.mixtures[place], scale * dry.sum(0), atol=1e-5)
-        np.testing.assert_allclose(rendered.references[place], scale * dry[:2], atol=1e-5)
-    assert rendered.mixtures.abs().max() <= PEAK + 1e-6
+def test_a_choice_has_a_share(index: int, shares: list[float]) -> None:
+    if sum(shares) > 0:
+        assert shares[Draws(KEY, index).chosen(shares)] > 0

@@ -1,5 +1,6 @@
 """The whole way on real speech: every component is the real one, only the sizes are small."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ import torch
 import csc_model
 from jobs.config import Config, load_config
 from jobs.evaluate import Evaluated, evaluate
+from jobs.interrupt import Interrupt
 from jobs.promote import promote, register
 from jobs.registry import CHALLENGER, CHAMPION, Registry
 from jobs.train import Trained
@@ -36,7 +38,8 @@ SMALL = [
     "ingest.corpora.0.manifest='manifest.csv'",
     "build.train_episodes=64",
     "build.valid_episodes=16",
-    "build.episodes_per_shard=16",
+    "build.shard_mb=1.6",
+    "build.episodes_per_group=4",
     "build.mixing.seconds=0.5",
     "model.frontend='conv'",
     "model.window=128",
@@ -307,6 +310,17 @@ def test_a_locked_or_foreign_database_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(CscError, match="file is not a database"):
         Registry(Workspace(config).mlflow_uri, config)
+
+
+def test_ctrl_c_is_not_lost_where_a_library_swallows_it() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt() as interrupt:
+        interrupt.check()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.check()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupted_command_says_so_and_leaves_no_index(tmp_path: Path) -> None:

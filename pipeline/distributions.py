@@ -1,0 +1,144 @@
+"""What mixtures are like, as distributions that recipes are drawn from, and how much is built."""
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.schema import SAMPLE_RATE_HZ, Strict
+
+RANGES = (
+    ("sir_min_db", "sir_max_db"),
+    ("snr_min_db", "snr_max_db"),
+    ("overlap_min", "overlap_max"),
+)
+
+
+class Curriculum(Strict):
+    """From easy to hard: distributions that begin elsewhere and move to where they are to be."""
+
+    epochs: int = Field(0, ge=0, description="until the configured values are reached")
+    start: dict[str, float | list[float]] = Field({}, description="values of the first epoch")
+
+
+class MixingConfig(Strict):
+    """Distributions of one mixture and of an episode, several mixtures with one speaker."""
+
+    seconds: float = Field(4.0, gt=0.1, le=30)
+    conditions: int = Field(2, ge=1, description="mixtures of an episode")
+    interferer_shares: list[float] = Field(
+        [0.1, 0.9], description="shares of mixtures with 0, 1, 2, .. other speakers"
+    )
+    same_gender_share: float | None = Field(
+        None, ge=0, le=1, description="interferers of the anchor's gender, where it is known"
+    )
+    sir_min_db: float = -5.0
+    sir_max_db: float = 10.0
+    overlap_min: float = Field(1.0, ge=0, le=1, description="share of the mixture in which target")
+    overlap_max: float = Field(1.0, ge=0, le=1, description="and interferers speak at once")
+    absent_share: float = Field(0.0, ge=0, le=1, description="mixtures that lack the target")
+    noise_share: float = Field(0.1, ge=0, le=1, description="mixtures with noise")
+    snr_min_db: float = 0.0
+    snr_max_db: float = 15.0
+    babble_share: float = Field(0.0, ge=0, le=1, description="of the noises, made of other voices")
+    babble_voices: int = Field(5, ge=2, le=20)
+    room_share: float = Field(0.0, ge=0, le=1, description="mixtures that sound in a room")
+    mixit_share: float = Field(0.0, ge=0, le=1, description="episodes of mixtures of mixtures")
+    mixit_voices: int = Field(2, ge=1, le=4, description="speakers that make one of them")
+    balance: float = Field(0.0, ge=0, le=1, description="0 draws speakers evenly, 1 by utterances")
+    curriculum: Curriculum = Curriculum()
+
+    @model_validator(mode="after")
+    def _values_make_sense(self) -> Self:
+        for low, high in RANGES:
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} is above {high}: {getattr(self, low)}")
+        shares = self.interferer_shares
+        if not 2 <= len(shares) <= 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError("interferer_shares are two to four shares that sum to 1")
+        if self.curriculum.start:
+            self._check_start()
+        return self
+
+    def _check_start(self) -> None:
+        for name, value in self.curriculum.start.items():
+            end = getattr(self, name, None)
+            if name == "seconds" or not _moves(value, end):
+                raise ValueError(f"curriculum.start: {name} cannot move from {value} to {end}")
+        self._with(self.curriculum.start)
+
+    def _with(self, values: dict[str, Any]) -> "MixingConfig":
+        return MixingConfig.model_validate(self.model_dump(exclude={"curriculum"}) | values)
+
+    def at(self, epoch: int) -> "MixingConfig":
+        """Return the distributions of an epoch."""
+        moved = self.curriculum
+        left = max(0.0, 1 - epoch / moved.epochs) if moved.epochs else 0.0
+        return self._with(
+            {name: _between(getattr(self, name), at, left) for name, at in moved.start.items()}
+        )
+
+    @property
+    def final(self) -> "MixingConfig":
+        """The distributions that a curriculum ends with."""
+        return self._with({})
+
+    @property
+    def speakers_needed(self) -> int:
+        """Speakers of which an episode can have as many different ones as it asks for."""
+        mixit = self.mixit_share > 0 or bool(self.curriculum.start.get("mixit_share"))
+        rivals = 2 * self.mixit_voices - 1 if mixit else 0
+        return 1 + self.conditions * max(self.interferers, rivals)
+
+    @property
+    def uses_rooms(self) -> bool:
+        """Whether there is an epoch in which something sounds in a room."""
+        return self.room_share > 0 or bool(self.curriculum.start.get("room_share"))
+
+    @property
+    def interferers(self) -> int:
+        """Other speakers in a mixture, at most."""
+        return len(self.interferer_shares) - 1
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of a mixture."""
+        return round(self.seconds * SAMPLE_RATE_HZ)
+
+    @property
+    def num_slots(self) -> int:
+        """Places for sources in a mixture: target, interferers, noise."""
+        return self.interferers + 2
+
+
+def _moves(start: Any, end: Any) -> bool:
+    if isinstance(start, list) and isinstance(end, list):
+        return len(start) == len(end)
+    return isinstance(start, float) and isinstance(end, float)
+
+
+def _between(end: Any, start: Any, left: float) -> Any:
+    if isinstance(end, list):
+        return [_between(*pair, left) for pair in zip(end, start, strict=True)]
+    return end + (start - end) * left
+
+
+class BuildConfig(Strict):
+    """How many episodes, and how they lie in shards."""
+
+    train_episodes: int = Field(20_000, ge=1, description="of one pass")
+    valid_episodes: int = Field(500, ge=1)
+    passes: int = Field(1, ge=1, description="each epoch of training reads another, in turn")
+    shard_mb: float = Field(128.0, gt=0, le=1500, description="size of a mixture shard, at most")
+    episodes_per_group: int = Field(8, ge=1, description="episodes read in one go")
+    slice_mb: float = Field(16.0, gt=0, description="utterances read from one place of the store")
+    window_slices: int = Field(16, ge=1, description="such places that are mixed with each other")
+    shards_per_window: int = Field(2, ge=1, description="mixture shards made of one such reading")
+    mixing: MixingConfig = MixingConfig()
+
+    @property
+    def episodes_per_shard(self) -> int:
+        """Episodes that fit into a shard even where every slot of them is taken."""
+        mixing = self.mixing
+        slots = mixing.conditions * mixing.num_slots
+        groups = self.shard_mb * 1e6 / (2 * slots * mixing.num_samples * self.episodes_per_group)
+        return max(1, int(groups)) * self.episodes_per_group
