@@ -1,6 +1,5 @@
 """The command `csc`. Heavy libraries are imported inside of commands: help must come at once."""
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -9,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli_datasets import check, export, import_app, show
+from jobs.options import (
+    ConfigOption,
+    FreshOption,
+    SetOption,
+    WorkspaceOption,
+    configured,
+    interruptible,
+)
 from pipeline.errors import CscError
 
 if TYPE_CHECKING:
-    from jobs.config import Config
     from jobs.run import Run
 
 app = typer.Typer(
@@ -25,44 +32,16 @@ app = typer.Typer(
     "stage is a command of its own, sees to the stages it needs, and goes on where it stopped.",
 )
 
-ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", help="A .toml file, or the name of an embedded one.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Override a key: --set train.lr=1e-3. May be repeated."),
-]
-WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", "-w", help="Folder or s3:// address for all results.")
-]
-FreshOption = Annotated[
-    bool,
-    typer.Option(
-        "--fresh", help="Do these stages again from the start; of ingest, all generations."
-    ),
-]
-
-
-def _config(source: str, overrides: list[str] | None, workspace: str | None) -> "Config":
-    from jobs.config import load_config
-
-    extra = [] if workspace is None else [f"workspace={json.dumps(workspace)}"]
-    return load_config(source, [*(overrides or []), *extra])
-
 
 @contextmanager
 def _run(
     source: str, overrides: list[str] | None, workspace: str | None, fresh: bool
 ) -> Iterator["Run"]:
-    config = _config(source, overrides, workspace)
+    config = configured(source, overrides, workspace)
     from jobs.run import Run
 
-    try:
-        with Run(config, fresh=fresh) as run:
-            yield run
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
+    with interruptible(), Run(config, fresh=fresh) as run:
+        yield run
 
 
 def _arguments(source: str, overrides: list[str] | None, workspace: str | None) -> str:
@@ -159,6 +138,10 @@ def forget(
 _stage_command(
     "build", "Mix utterances into shards of episodes: one speaker under interfering conditions."
 )
+app.command()(check)
+app.command()(show)
+app.add_typer(import_app, name="import")
+app.command()(export)
 _stage_command("train", "Train the CSC model; checkpoints let a stopped run go on.")
 
 
@@ -217,17 +200,17 @@ def verify(
     """Say whether the speaker of one file is heard in another (any format soundfile reads)."""
     from jobs.verify import verify as verify_files
 
-    verify_files(enrolment, test, model, _config(config, set_, workspace))
+    verify_files(enrolment, test, model, configured(config, set_, workspace))
 
 
 @app.command("config")
-def show_config(
+def showconfigured(
     config: ConfigOption = "demo",
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Print the configuration with all its defaults, as JSON."""
-    typer.echo(_config(config, set_, workspace).model_dump_json(indent=2))
+    typer.echo(configured(config, set_, workspace).model_dump_json(indent=2))
 
 
 def main() -> None:

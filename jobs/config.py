@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from csc_model.config import ModelConfig
 from pipeline.corpora import IngestConfig
-from pipeline.errors import CscError
 from pipeline.distributions import BuildConfig
+from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
 from pipeline.trials import TrialConfig
 
@@ -96,8 +96,8 @@ class Config(Strict):
         speakers = self.build.mixing.interferers + 1
         if self.model.num_slots != speakers:
             raise ValueError(
-                f"model.num_slots is {self.model.num_slots} and build.mixing.interferer_shares makes "
-                f"mixtures of {speakers} speakers: set one of them"
+                f"model.num_slots is {self.model.num_slots} and build.mixing.interferer_shares "
+                f"makes mixtures of {speakers} speakers: set one of them"
             )
         block, share = self.build.episodes_per_group, self.train.batch_size // self.train.workers
         if self.train.remix and share % block:

@@ -18,7 +18,7 @@ class Interrupt:
             self._before = signal.signal(signal.SIGINT, self._press)
         return self
 
-    def _press(self, number: int, frame: FrameType | None) -> None:
+    def _press(self, _number: int, _frame: FrameType | None) -> None:
         self._pressed = True
         raise KeyboardInterrupt
 

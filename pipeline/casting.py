@@ -23,7 +23,6 @@ class Rows(NamedTuple):
     shard: NDArray[np.int32]
     row: NDArray[np.int32]
     num_samples: NDArray[np.int64]
-    level_dbfs: NDArray[np.float32]
 
     @classmethod
     def of(cls, catalogue: pa.Table, kind: str) -> Self:

@@ -19,14 +19,16 @@ from pipeline.speech import ACTIVE_RANGE_DB, AUDIBLE_DBFS, EMPTY_DB, FRAME
 FULL_SCALE = 32768.0
 AMPLITUDE_BITS = 15  # of gains within a line: integers add up to the same in any order
 LEVEL_DECIMALS = 2
+MOST_GAIN_DB = 40.0  # of what is all but silent
 
 
 class Use(NamedTuple):
-    """Where an utterance goes: a line of the shard, and how loud in it (None: as it is)."""
+    """Where an utterance goes: which source of which line of the shard."""
 
     line: int
+    place: int
     source: Source
-    amplitude: int | None
+    alone: bool  # in its line
 
 
 class Canvas:
@@ -45,26 +47,28 @@ class Canvas:
                 self._expect(count, sources)
                 count += 1
         self.pcm = np.zeros((count, num_samples), "<i2")
+        self.gains_db: dict[tuple[int, int], float] = {}  # of (line, place)
         self._sums: dict[int, NDArray[np.int64]] = {}
         self._scale_db: dict[int, float] = {}
 
     def _expect(self, line: int, sources: list[Source]) -> None:
         if sources[0].slot < self.noise_slot or len(sources) > 1:
             self.voices |= {source.speaker_id for source in sources}
-        loudest_db = max(source.gain_db for source in sources)
-        for source in sources:
-            within = 10 ** ((source.gain_db - loudest_db) / 20)
-            amplitude = round(within * 2**AMPLITUDE_BITS) if len(sources) > 1 else None
-            self.uses[source.shard, source.row].append(Use(line, source, amplitude))
+        for place, source in enumerate(sources):
+            use = Use(line, place, source, len(sources) == 1)
+            self.uses[source.shard, source.row].append(use)
 
     def put(self, shard: int, row: int, pcm: Pcm) -> None:
-        """Take what is wanted of an utterance."""
-        for line, source, amplitude in self.uses[shard, row]:
+        """Take what is wanted of an utterance, and find the gains for the levels asked for."""
+        for line, number, source, alone in self.uses[shard, row]:
             taken = pcm[source.offset : source.offset + source.num_samples]
             place = slice(source.onset, source.onset + source.num_samples)
-            if amplitude is None:
+            gain_db = gain_for(taken, source.level_dbfs)
+            self.gains_db[line, number] = gain_db
+            if alone:
                 self.pcm[line, place] = taken
             else:
+                amplitude = round(10 ** (gain_db / 20) * 2**AMPLITUDE_BITS)
                 total = self._sums.setdefault(line, np.zeros(self.num_samples, np.int64))
                 total[place] += taken.astype(np.int64) * amplitude
 
@@ -78,8 +82,13 @@ class Canvas:
                 self._line(first + place, sources, drawn.mixit, speaker_rows)
                 for place, sources in enumerate(grouped)
             ]
+            sources = [
+                source._asdict() | {"gain_db": self.gains_db[first + line, place]}
+                for line, group in enumerate(grouped)
+                for place, source in enumerate(group)
+            ]
+            rows.append(self._row(drawn, sources, lines, speaker_rows[drawn.anchor]))
             first += len(lines)
-            rows.append(self._row(drawn, lines, speaker_rows[drawn.anchor]))
         table = pa.Table.from_pylist(rows, schema=EPISODE.remove(EPISODE.get_field_index("pcm")))
         table = table.set_column(
             table.schema.get_field_index("checksum"), EPISODE.field("checksum"), self._checksums()
@@ -89,8 +98,8 @@ class Canvas:
     def _line(
         self, line: int, sources: list[Source], mixit: bool, speaker_rows: Mapping[str, int]
     ) -> dict[str, Any]:
-        one = sources[0]
-        if mixit or len(sources) > 1:
+        one, several = sources[0], len(sources) > 1
+        if mixit or several:
             speaker = SEVERAL
         else:
             speaker = NOISE if one.slot == self.noise_slot else speaker_rows[one.speaker_id]
@@ -101,11 +110,18 @@ class Canvas:
             "slot": one.slot,
             "speaker": speaker,
             "room": one.room,
-            "gain_db": max(s.gain_db for s in sources) - self._scale_db.get(line, 0.0),
-            "level_dbfs": round(pcm_level_dbfs(self.pcm[line, begin:end]), LEVEL_DECIMALS),
+            # Of several, the line has their gains in it already.
+            "gain_db": (0.0 if several else self.gains_db[line, 0]) - self._scale_db.get(line, 0.0),
+            "level_dbfs": pcm_level_dbfs(self.pcm[line, begin:end]),
         }
 
-    def _row(self, drawn: Recipe, lines: list[dict[str, Any]], anchor: int) -> dict[str, Any]:
+    def _row(
+        self,
+        drawn: Recipe,
+        sources: list[dict[str, Any]],
+        lines: list[dict[str, Any]],
+        anchor: int,
+    ) -> dict[str, Any]:
         conditions = [
             asked._asdict() | self._realised(number, drawn.sources, lines)
             for number, asked in enumerate(drawn.conditions)
@@ -115,7 +131,7 @@ class Canvas:
             "anchor": anchor,
             "mixit": drawn.mixit,
             "conditions": conditions,
-            "sources": [source._asdict() for source in drawn.sources],
+            "sources": sources,
             "lines": lines,
         }
 
@@ -196,4 +212,11 @@ def pcm_level_dbfs(pcm: Pcm) -> float:
     if not len(audible):
         return EMPTY_DB
     active = audible[audible > audible.mean() * 10 ** (-ACTIVE_RANGE_DB / 10)]
-    return float(10 * np.log10(active.mean()))
+    return round(float(10 * np.log10(active.mean())), LEVEL_DECIMALS)
+
+
+def gain_for(pcm: Pcm, level_dbfs: float | None) -> float:
+    """Return the gain in dB that brings active speech to a level, as far as that is sensible."""
+    if level_dbfs is None:
+        return 0.0
+    return min(level_dbfs - pcm_level_dbfs(pcm), MOST_GAIN_DB)

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from pipeline.casting import Rooms
 from pipeline.commits import ShardRecord
-from pipeline.distributions import BuildConfig
+from pipeline.datasets import Dataset, read_dataset
 from pipeline.episodes import Episodes, EpisodeShard
 from pipeline.errors import CscError
 from pipeline.order import SHUFFLED_SHARDS, Order
 from pipeline.remix import Cast, Remix, cast
-from pipeline.schema import DATASET_VERSION, ROOMS_FILE, SAMPLE_RATE_HZ
-from pipeline.shards import INDEX, damaged, read_table
+from pipeline.schema import ROOMS_FILE, SAMPLE_RATE_HZ
+from pipeline.shards import damaged, read_table
 from pipeline.storage import Folder
 
 READERS = 4  # threads: what one waits for of a remote store, others use
@@ -76,25 +76,25 @@ class EpisodeLoader:
         remix: bool = False,
         pin: bool | None = None,
     ) -> None:
-        index = dataset.read_json(INDEX)
-        if index["version"] != DATASET_VERSION:
+        about = read_dataset(dataset)
+        if about.num_samples is None:
             raise CscError(
-                f"{dataset.uri} has data version {index['version']}, this program reads "
-                f"{DATASET_VERSION}: build it anew"
+                f"{dataset.uri} holds mixtures of different lengths, which make no batch: import "
+                "it with --seconds"
             )
         if batch_size % world:
             raise CscError(f"a batch of {batch_size} episodes cannot be shared by {world} workers")
         self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
-        config = BuildConfig.model_validate(index["config"]["build"])
-        self.mixing, self.rows_per_group = config.mixing, config.episodes_per_group
-        self.share = batch_size // world
-        self.steps_per_epoch = index["episodes"][split] // batch_size
+        self.mixing, self.rows_per_group = about.config.mixing, about.config.episodes_per_group
+        self.num_samples, self.share = about.num_samples, batch_size // world
+        episodes = about.episodes.get(split, 0)
+        self.steps_per_epoch = episodes // batch_size
         if not self.steps_per_epoch:
             raise CscError(
-                f"{dataset.uri} has {index['episodes'][split]} {split} episodes, fewer than one "
+                f"{dataset.uri} has {episodes} {split} episodes, fewer than one "
                 f"batch of {batch_size}: build more, or set train.batch_size lower"
             )
-        self._passes = self._list_shards(index, split)
+        self._passes = self._list_shards(about, split)
         self._open: OrderedDict[tuple[int, int], EpisodeShard] = OrderedDict()
         self._lock = Lock()
         self._pin = torch.cuda.is_available() if pin is None else pin
@@ -107,16 +107,14 @@ class EpisodeLoader:
         if remix:
             self._remix = Remix(self.mixing, seed, self.rows_per_group, self.share, responses)
 
-    def _list_shards(self, index: Any, split: str) -> list[list[ShardRecord]]:
+    def _list_shards(self, about: Dataset, split: str) -> list[list[ShardRecord]]:
         """Return the shards of each pass, which are all there and of the right size."""
         sizes = {file.name: file.num_bytes for file in self.dataset.list()}
-        passes: dict[str, list[ShardRecord]] = {}
-        for record in (ShardRecord(**about) for about in index["shards"]):
-            if record.name.startswith(f"{split}-"):
-                if sizes.get(record.name) != record.bytes:
-                    raise damaged(self.dataset, record.name)
-                passes.setdefault(record.name.rpartition("-")[0], []).append(record)
-        return [passes[name] for name in sorted(passes)]
+        passes = [about.shards(*place) for place in about.places if place[0] == split]
+        for record in (record for shards in passes for record in shards):
+            if sizes.get(record.name) != record.bytes:
+                raise damaged(self.dataset, record.name)
+        return passes
 
     def _shard(self, turn: int, place: int) -> EpisodeShard:
         with self._lock:
@@ -127,7 +125,7 @@ class EpisodeLoader:
                     record.name,
                     checksum=(record.about or {})["numbers"],
                     rows_per_group=self.rows_per_group,
-                    num_samples=self.mixing.num_samples,
+                    num_samples=self.num_samples,
                 )
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
@@ -182,7 +180,7 @@ class EpisodeLoader:
 
     def _lines(self, parts: list[Episodes]) -> Tensor:
         """Put the audio of all parts in one piece: the only copy before the device's own."""
-        shape = (sum(len(part.pcm) for part in parts), self.mixing.num_samples)
+        shape = (sum(len(part.pcm) for part in parts), self.num_samples)
         if self._pin:
             lines = torch.empty(shape, dtype=torch.int16, pin_memory=True)
         else:  # of Arrow's pool, whose pages are there already when a batch of before is gone

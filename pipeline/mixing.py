@@ -29,7 +29,7 @@ class Source(NamedTuple):
     offset: int
     num_samples: int
     onset: int
-    gain_db: float
+    level_dbfs: float | None  # of its active speech in the mixture; None where a gain is given
     room: int
 
 
@@ -112,8 +112,8 @@ class _Scene:
             self._add(number, 0, target, 0.0, target_at, rooms)
         louder_db = -sir_db if together else 0.0
         for slot, rival in enumerate(rivals, start=1):
-            gain_db = louder_db - power_db(len(rivals))
-            self._add(number, slot, self.table.utterance(draws, rival), gain_db, others_at, rooms)
+            level_db = louder_db - power_db(len(rivals))
+            self._add(number, slot, self.table.utterance(draws, rival), level_db, others_at, rooms)
         snr_db = self._noise(number, set(rivals))
         asked = (sir_db, overlap) if together else (None, None)
         self.conditions.append(Condition(asked[0], snr_db, asked[1]))
@@ -130,8 +130,8 @@ class _Scene:
                 else:
                     utterance = self.table.utterance(draws, self._rival())
                 below_db = draws.uniform(config.sir_min_db, config.sir_max_db) if voice else 0.0
-                gain_db = -below_db - (sir_db if slot else 0.0)
-                self._add(number, slot, utterance, gain_db, whole, None)
+                level_db = -below_db - (sir_db if slot else 0.0)
+                self._add(number, slot, utterance, level_db, whole, None)
         self.conditions.append(Condition(sir_db, None, 1.0))
 
     def _rival(self) -> int:
@@ -168,8 +168,8 @@ class _Scene:
             return snr_db
         crowd = table.crowd(draws, {self.anchor, *rivals}, config.babble_voices)
         for voice in crowd:
-            gain_db = -snr_db - power_db(len(crowd))
-            self._add(number, slot, table.utterance(draws, voice), gain_db, whole, None)
+            level_db = -snr_db - power_db(len(crowd))
+            self._add(number, slot, table.utterance(draws, voice), level_db, whole, None)
         return snr_db
 
     def _add(
@@ -189,7 +189,6 @@ class _Scene:
         num_samples = min(available, space)
         offset = self.draws.below(available - num_samples + 1)
         onset = extent.start + self.draws.below(space - num_samples + 1)
-        gain_db = TARGET_LEVEL_DBFS - float(rows.level_dbfs[at]) + relative_db
         self.sources.append(
             Source(
                 number,
@@ -201,7 +200,7 @@ class _Scene:
                 offset,
                 num_samples,
                 onset,
-                gain_db,
+                TARGET_LEVEL_DBFS + relative_db,
                 room,
             )
         )

@@ -16,6 +16,7 @@ from pipeline.distributions import MixingConfig
 from pipeline.draws import Draws, stream_key
 from pipeline.episodes import Episodes
 from pipeline.errors import CscError
+from pipeline.lines import MOST_GAIN_DB
 from pipeline.mixing import TARGET_LEVEL_DBFS
 from pipeline.schema import NOISE, SEVERAL
 
@@ -174,5 +175,5 @@ def _gains(drawn: Cast, draws: Draws, mixing: MixingConfig) -> NDArray[np.float3
     relative_db[:, :, 1:-1] -= np.where(there[:, :, 0], sir_db, 0.0)[..., None]
     relative_db[:, :, -1] = -snr_db
     levels_dbfs = np.where(there, drawn.levels_dbfs, 0.0)
-    gains_db = np.where(there, TARGET_LEVEL_DBFS - levels_dbfs + relative_db, -np.inf)
-    return gains_db.astype(np.float32)
+    gains_db = np.minimum(TARGET_LEVEL_DBFS - levels_dbfs + relative_db, MOST_GAIN_DB)
+    return np.where(there, gains_db, -np.inf).astype(np.float32)

@@ -110,7 +110,8 @@ SOURCE = pa.struct(
         ("offset", pa.int64()),  # first sample taken from the utterance
         ("num_samples", pa.int32()),
         ("onset", pa.int32()),  # where it begins within the mixture
-        ("gain_db", pa.float64()),
+        ("level_dbfs", pa.float64()),  # asked of its active speech; null where a gain was given
+        ("gain_db", pa.float64()),  # that gives it this level
         ("room", pa.int32()),  # row of ROOMS_FILE, -1 for none
     ]
 )

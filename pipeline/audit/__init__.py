@@ -1,0 +1,1 @@
+"""Does a dataset hold what its build promised, and what does it hold?"""

@@ -1,0 +1,1 @@
+"""Mixtures from and for other toolkits."""
