@@ -99,13 +99,18 @@ class Config(Strict):
                 f"model.num_slots is {self.model.num_slots} and build.mixing.interferer_shares "
                 f"makes mixtures of {speakers} speakers: set one of them"
             )
+        if self.build.valid_episodes < self.train.batch_size:
+            raise ValueError(
+                f"build.valid_episodes {self.build.valid_episodes} are fewer than one batch "
+                f"(train.batch_size {self.train.batch_size}): change one"
+            )
         block, share = self.build.episodes_per_group, self.train.batch_size // self.train.workers
         if self.train.remix and share % block:
             raise ValueError(
                 f"train.remix moves voices within blocks of build.episodes_per_group {block}, and "
                 f"a worker's share of train.batch_size, {share}, is no multiple of it: change one"
             )
-        if self.build.mixing.mixit_share:
+        if self.build.mixing.ever("mixit_share"):
             raise ValueError(
                 "build.mixing.mixit_share: training has no loss for mixtures of mixtures; they can "
                 "be built, looked at and exported with the pipeline alone"

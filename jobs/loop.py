@@ -62,7 +62,7 @@ def to_episodes(
 ) -> Episodes:
     """Render a batch on its device and draw this rank's share of the global attention masks.
 
-    Nobody attends to a mixture that lacks the anchor.
+    Nobody attends to a mixture that lacks the anchor, unless nothing else is left.
     """
     rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
     share, conditions = batch.speakers.shape[:2]
@@ -70,13 +70,9 @@ def to_episodes(
     allowed = draw_allowed(share * world, conditions, generator)[rank * share : (rank + 1) * share]
     heard = (batch.speakers[:, :, 0] >= 0).unsqueeze(1)
     itself = torch.eye(conditions, dtype=torch.bool, device=heard.device)
-    return Episodes(
-        rendered.mixtures,
-        rendered.references,
-        batch.speakers,
-        batch.anchors,
-        allowed.to(heard.device) & (heard | itself),
-    )
+    allowed = allowed.to(heard.device) & heard
+    allowed |= itself & ~allowed.any(-1, keepdim=True)
+    return Episodes(rendered.mixtures, rendered.references, batch.speakers, batch.anchors, allowed)
 
 
 class Job(NamedTuple):

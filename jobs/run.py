@@ -228,7 +228,7 @@ def forget(run: Run, names: Sequence[str]) -> None:
     left = {name for root in roots for name in index_ids(utterances.child(root))}
     for file in mixtures.list():
         folder, _, name = file.name.rpartition("/")
-        if name == INDEX and mixtures.read_json(file.name)["store"] not in left:
+        if name == INDEX and mixtures.read_json(file.name)["store"] not in {None, *left}:
             say(
                 f"  built before, and may hold their audio: {mixtures.path(folder)}; remove it, "
                 "and what was trained on it"

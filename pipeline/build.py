@@ -7,13 +7,14 @@ of each utterance in its place while that passes by.
 
 from collections.abc import Sequence
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.casting import MixingTable, Rooms
+from pipeline.casting import MixingTable, Rooms, Rows
 from pipeline.commits import ShardRecord, commit_shard, committed_shards
 from pipeline.distributions import BuildConfig, MixingConfig
 from pipeline.episodes import Numbers
@@ -59,7 +60,7 @@ def build(dataset: Folder, store: Folder, config: BuildConfig, seed: int, run: R
     check_disjoint(catalogue)
     speakers = speakers_of(catalogue)
     dataset.put(SPEAKERS_FILE, encode(speakers, len(speakers)))
-    rooms = rooms_of(store, catalogue) if config.mixing.uses_rooms else None
+    rooms = rooms_of(store, catalogue) if config.mixing.ever("room_share") else None
     if rooms is not None:
         dataset.put(ROOMS_FILE, encode(rooms, 64))
     done = committed_shards(dataset, name)
@@ -70,7 +71,7 @@ def build(dataset: Folder, store: Folder, config: BuildConfig, seed: int, run: R
         for task in tasks
     ]
     run([task for task in missing if task["shards"]], build_shards)
-    return _finish(dataset, name, store, config, seed, speakers)
+    return _finish(dataset, name, store, config, seed, speakers, tasks)
 
 
 def speakers_of(catalogue: pa.Table) -> pa.Table:
@@ -91,13 +92,20 @@ def build_shards(task: Task) -> None:
         for shard, canvas in zip(task["shards"], canvases(task, speakers), strict=True):
             table = canvas.table(row_of)
             path = scratch / shard["name"]
-            with shard_writer(str(path), EPISODE) as writer:
-                writer.write_table(table, row_group_size=task["episodes_per_group"])
+            write_episodes(path, table, task["episodes_per_group"])
+            voices = [row_of[voice] for voice in canvas.voices]
             about = {
-                "speakers": sorted(row_of[voice] for voice in canvas.voices),
+                "speakers": [min(voices), max(voices)],  # a split has rows that follow each other
                 "numbers": Numbers.of(table).checksum(),
             }
             commit_shard(dataset, shard["name"], path, len(table), task["config"], about)
+
+
+def write_episodes(path: Path, table: pa.Table, rows_per_group: int) -> None:
+    """Write rows of `schema.EPISODE` as a mixture shard."""
+    with shard_writer(str(path), EPISODE) as writer:
+        writer.write_table(table, row_group_size=rows_per_group)
+        writer.add_key_value_metadata(Numbers.packed(table))
 
 
 def canvases(task: Task, speakers: pa.Table) -> list[Canvas]:
@@ -126,7 +134,9 @@ def window_table(
     store: Folder, task: Task, config: MixingConfig, speakers: pa.Table
 ) -> MixingTable:
     """Return what the recipes of a task are drawn from."""
-    rows = read_catalogue(store, shards={shard for shard, *_ in task["runs"]})
+    rows = read_catalogue(
+        store, {shard for shard, *_ in task["runs"]}, [*Rows._fields, "split", "kind"]
+    )
     rows = of_split(rows, task["split"])
     shard, row = rows["shard"].to_numpy(), rows["row"].to_numpy()
     inside = np.zeros(len(rows), bool)
@@ -145,9 +155,18 @@ def window_table(
 
 
 def _finish(
-    dataset: Folder, name: str, store: Folder, config: BuildConfig, seed: int, speakers: pa.Table
+    dataset: Folder,
+    name: str,
+    store: Folder,
+    config: BuildConfig,
+    seed: int,
+    speakers: pa.Table,
+    tasks: Sequence[Task],
 ) -> Any:
     records = sorted(committed_shards(dataset, name).values(), key=itemgetter(0))
+    planned = {s["name"]: s["stop"] - s["first"] for task in tasks for s in task["shards"]}
+    if planned != {record.name: record.rows for record in records}:
+        raise CscError(f"{dataset.uri} has not all of its shards: run the build again")
     _assert_apart(dataset, records, speakers)
     about = store.read_json(INDEX)
     index = {
@@ -173,7 +192,7 @@ def _listed(record: ShardRecord) -> dict[str, Any]:
 
 
 def _assert_apart(dataset: Folder, records: Sequence[ShardRecord], speakers: pa.Table) -> None:
-    """Assert that the mixtures of a split, as they were written, have speakers of that split only.
+    """Assert that those whom tasks put into the mixtures of a split are speakers of that split.
 
     Raises:
         CscError: naming shard and speaker.

@@ -12,6 +12,9 @@ from pipeline.distributions import MixingConfig
 from pipeline.draws import Draws
 from pipeline.errors import CscError
 
+DRAWS_FOR_LENGTH = 4
+DRAWS_BY_WEIGHT = 32  # before those who are left are counted
+
 
 class Rows(NamedTuple):
     """Columns of the catalogue, in an order that does not depend on how it was read."""
@@ -23,6 +26,7 @@ class Rows(NamedTuple):
     shard: NDArray[np.int32]
     row: NDArray[np.int32]
     num_samples: NDArray[np.int64]
+    level_dbfs: NDArray[np.float32]
 
     @classmethod
     def of(cls, catalogue: pa.Table, kind: str) -> Self:
@@ -52,6 +56,33 @@ class Rooms(NamedTuple):
         return self.responses[int(place * len(self.responses))] if inside else None
 
 
+class Pool(NamedTuple):
+    """Speakers to draw from, each as often as its weight."""
+
+    speakers: NDArray[np.int64]
+    cdf: NDArray[np.float64]  # weights, added up
+
+    @classmethod
+    def of(cls, speakers: NDArray[np.int64], weight: NDArray[np.float64]) -> Self:
+        return cls(speakers, np.cumsum(weight[speakers]))
+
+    def draw(self, draws: Draws) -> int:
+        """Draw one of the speakers."""
+        place = int(np.searchsorted(self.cdf, draws.fraction() * self.cdf[-1], side="right"))
+        return int(self.speakers[min(place, len(self.speakers) - 1)])
+
+    def draw_unused(self, draws: Draws, used: Collection[int]) -> int | None:
+        """Draw a speaker who is not used, or None where all are."""
+        if not len(self.speakers):
+            return None
+        for _ in range(DRAWS_BY_WEIGHT):
+            drawn = self.draw(draws)
+            if drawn not in used:
+                return drawn
+        left = [int(speaker) for speaker in self.speakers if speaker not in used]
+        return left[draws.below(len(left))] if left else None
+
+
 class MixingTable:
     """The speakers of one window of one split, laid out so that a recipe costs the same always.
 
@@ -74,14 +105,18 @@ class MixingTable:
         self.speakers, self.first, self.count = np.unique(
             self.speech.speaker_id, return_index=True, return_counts=True
         )
-        genders = self.speech.gender[self.first] if len(self.speakers) else np.empty(0, object)
-        self.everyone = np.arange(len(self.speakers))
-        self.by_gender = {
-            gender: np.flatnonzero(genders == gender) for gender in set(genders) - {None, ""}
+        weight = self._weights(utterances_of or {}, config.balance)
+        self.everyone = Pool.of(np.arange(len(self.speakers)), weight)
+        self.gender = self.speech.gender[self.first]
+        known = np.array([gender not in (None, "") for gender in self.gender], bool)
+        self.by_gender: dict[tuple[str, bool | None], Pool] = {
+            (gender, same): Pool.of(
+                np.flatnonzero(known & ((self.gender == gender) == same)), weight
+            )
+            for gender in sorted(set(self.gender[known].tolist()))
+            for same in (True, False)
         }
-        self.gender = genders
-        self.anchors = np.flatnonzero(self.count >= config.conditions)
-        self.anchor_cdf = np.cumsum(self._weights(utterances_of or {}, config.balance))
+        self.anchors = Pool.of(np.flatnonzero(self.count >= config.conditions), weight)
         check_enough(
             config,
             speakers=len(self.speakers),
@@ -91,71 +126,47 @@ class MixingTable:
         )
 
     def _weights(self, utterances_of: dict[str, int], balance: float) -> NDArray[np.float64]:
-        here = self.count[self.anchors].astype(np.float64)
-        names = self.speakers[self.anchors]
-        whole = np.array([utterances_of.get(name, 0) for name in names], np.float64)
+        here = self.count.astype(np.float64)
+        whole = np.array([utterances_of.get(name, 0) for name in self.speakers], np.float64)
         whole = np.maximum(whole, here)
         return here / whole * whole**balance
 
     @property
     def weight(self) -> float:
         """How many episodes this window is due, in proportion to others."""
-        return float(self.anchor_cdf[-1])
+        return float(self.anchors.cdf[-1])
 
     def anchor(self, draws: Draws) -> int:
         """Draw the speaker of an episode."""
-        drawn = draws.fraction() * self.anchor_cdf[-1]
-        place = int(np.searchsorted(self.anchor_cdf, drawn, side="right"))
-        return int(self.anchors[min(place, len(self.anchors) - 1)])
+        return self.anchors.draw(draws)
 
-    def utterance(self, draws: Draws, speaker: int) -> int:
-        """Draw what a speaker says."""
-        return int(self.first[speaker]) + draws.below(int(self.count[speaker]))
+    def utterance(self, draws: Draws, speaker: int, num_samples: int) -> int:
+        """Draw what a speaker says: the first of a few that is as long, or the longest of them."""
+        few = [
+            int(self.first[speaker]) + draws.below(int(self.count[speaker]))
+            for _ in range(DRAWS_FOR_LENGTH)
+        ]
+        return max(few, key=lambda at: min(int(self.speech.num_samples[at]), num_samples))
 
     def other(
         self, draws: Draws, used: Collection[int], anchor: int, same_gender: bool | None
     ) -> int:
         """Draw a speaker that is not used yet: of the anchor's gender, of another, or anyone."""
-        pool = self._pool(anchor, same_gender)
-        place = _unused(draws, pool, used)
-        if place is None:
-            pool = self.everyone
-            place = _unused(draws, pool, used)
-        assert place is not None, "there are more speakers than an episode can use"
-        return int(pool[place])
-
-    def _pool(self, anchor: int, same_gender: bool | None) -> NDArray[np.int64]:
-        mine = self.gender[anchor]
-        if same_gender is None or mine not in self.by_gender:
-            return self.everyone
-        if same_gender:
-            return self.by_gender[mine]
-        others = [pool for gender, pool in self.by_gender.items() if gender != mine]
-        return np.sort(np.concatenate(others)) if others else self.everyone
+        wanted = self.by_gender.get((self.gender[anchor], same_gender))
+        drawn = None if wanted is None else wanted.draw_unused(draws, used)
+        if drawn is None:
+            drawn = self.everyone.draw_unused(draws, used)
+        assert drawn is not None, "there are more speakers than an episode can use"
+        return drawn
 
     def crowd(self, draws: Draws, but: Collection[int], voices: int) -> list[int]:
         """Draw different speakers, none of whom is in `but`; fewer where there are not as many."""
         used = set(but)
         for _ in range(min(voices, len(self.speakers) - len(used))):
-            place = _unused(draws, self.everyone, used)
-            assert place is not None, "counted before"
-            used.add(int(self.everyone[place]))
+            drawn = self.everyone.draw_unused(draws, used)
+            assert drawn is not None, "counted before"
+            used.add(drawn)
         return sorted(used - set(but))
-
-
-def _unused(draws: Draws, pool: NDArray[np.int64], used: Collection[int]) -> int | None:
-    """Draw a place in a sorted pool among those that hold nobody who is used."""
-    taken = [
-        place
-        for place, speaker in ((int(np.searchsorted(pool, s)), s) for s in sorted(used))
-        if place < len(pool) and pool[place] == speaker
-    ]
-    if len(taken) == len(pool):
-        return None
-    drawn = draws.below(len(pool) - len(taken))
-    for place in taken:
-        drawn += place <= drawn
-    return drawn
 
 
 def check_enough(

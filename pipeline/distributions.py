@@ -13,6 +13,9 @@ RANGES = (
 )
 
 
+FIRM = ("seconds", "balance")  # what a dataset has one value of
+
+
 class Curriculum(Strict):
     """From easy to hard: distributions that begin elsewhere and move to where they are to be."""
 
@@ -55,14 +58,22 @@ class MixingConfig(Strict):
         shares = self.interferer_shares
         if not 2 <= len(shares) <= 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError("interferer_shares are two to four shares that sum to 1")
+        if bool(self.curriculum.start) != bool(self.curriculum.epochs):
+            raise ValueError("curriculum: epochs and start belong together")
         if self.curriculum.start:
             self._check_start()
+        most = (self.conditions - 1) / self.conditions
+        if self.absent_share > most:
+            raise ValueError(
+                f"absent_share is at most {most:g}: one of the {self.conditions} mixtures of an "
+                "episode has its target"
+            )
         return self
 
     def _check_start(self) -> None:
         for name, value in self.curriculum.start.items():
             end = getattr(self, name, None)
-            if name == "seconds" or not _moves(value, end):
+            if name in FIRM or not _moves(value, end):
                 raise ValueError(f"curriculum.start: {name} cannot move from {value} to {end}")
         self._with(self.curriculum.start)
 
@@ -85,14 +96,14 @@ class MixingConfig(Strict):
     @property
     def speakers_needed(self) -> int:
         """Speakers of which an episode can have as many different ones as it asks for."""
-        mixit = self.mixit_share > 0 or bool(self.curriculum.start.get("mixit_share"))
-        rivals = 2 * self.mixit_voices - 1 if mixit else 0
-        return 1 + self.conditions * max(self.interferers, rivals)
+        rivals = 2 * self.mixit_voices - 1 if self.ever("mixit_share") else 0
+        babble = 2 if self.ever("babble_share") else 0  # one voice is no babble
+        needed = 1 + self.conditions * max(self.interferers, rivals)
+        return max(needed, 1 + self.interferers + babble)
 
-    @property
-    def uses_rooms(self) -> bool:
-        """Whether there is an epoch in which something sounds in a room."""
-        return self.room_share > 0 or bool(self.curriculum.start.get("room_share"))
+    def ever(self, share: str) -> bool:
+        """Tell whether a share is above 0 in some epoch."""
+        return getattr(self, share) > 0 or bool(self.curriculum.start.get(share))
 
     @property
     def interferers(self) -> int:
@@ -119,7 +130,10 @@ def _moves(start: Any, end: Any) -> bool:
 def _between(end: Any, start: Any, left: float) -> Any:
     if isinstance(end, list):
         return [_between(*pair, left) for pair in zip(end, start, strict=True)]
-    return end + (start - end) * left
+    return round(end * (1 - left) + start * left, 9)  # what was in order stays in order
+
+
+MOST_GROUP_BYTES = 256 * 10**6
 
 
 class BuildConfig(Strict):
@@ -130,15 +144,41 @@ class BuildConfig(Strict):
     passes: int = Field(1, ge=1, description="each epoch of training reads another, in turn")
     shard_mb: float = Field(128.0, gt=0, le=1500, description="size of a mixture shard, at most")
     episodes_per_group: int = Field(8, ge=1, description="episodes read in one go")
-    slice_mb: float = Field(16.0, gt=0, description="utterances read from one place of the store")
+    slice_mb: float = Field(
+        16.0, ge=0.01, description="utterances read from one place of the store"
+    )
     window_slices: int = Field(16, ge=1, description="such places that are mixed with each other")
     shards_per_window: int = Field(2, ge=1, description="mixture shards made of one such reading")
     mixing: MixingConfig = MixingConfig()
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.mixing.curriculum.epochs >= self.passes and self.mixing.curriculum.epochs:
+            raise ValueError(
+                f"passes is {self.passes}: more than mixing.curriculum.epochs "
+                f"({self.mixing.curriculum.epochs}) are needed, or what it leads to is never built"
+            )
+        if self.group_bytes > MOST_GROUP_BYTES:
+            raise ValueError(
+                f"episodes_per_group {self.episodes_per_group} makes row groups of "
+                f"{self.group_bytes / 1e6:.0f} MB, at most {MOST_GROUP_BYTES / 1e6:.0f} are read "
+                "in one go: set it lower"
+            )
+        return self
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a row group in which every slot of every episode is taken."""
+        mixing = self.mixing
+        slots = mixing.conditions * mixing.num_slots
+        return 2 * slots * mixing.num_samples * self.episodes_per_group
+
+    def turn(self, epoch: int) -> int:
+        """Return which pass an epoch of training reads: a curriculum is gone through once."""
+        first = self.mixing.curriculum.epochs
+        return epoch if epoch < first else first + (epoch - first) % (self.passes - first)
+
     @property
     def episodes_per_shard(self) -> int:
         """Episodes that fit into a shard even where every slot of them is taken."""
-        mixing = self.mixing
-        slots = mixing.conditions * mixing.num_slots
-        groups = self.shard_mb * 1e6 / (2 * slots * mixing.num_samples * self.episodes_per_group)
-        return max(1, int(groups)) * self.episodes_per_group
+        return max(1, int(self.shard_mb * 1e6 / self.group_bytes)) * self.episodes_per_group

@@ -1,13 +1,14 @@
 """A mixture shard open for reading: its recipes' numbers in memory, its audio by row groups."""
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from threading import Lock
 from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
@@ -18,7 +19,8 @@ from pipeline.shards import damaged, open_shard
 from pipeline.storage import Folder
 
 NUMBERS = [name for name in EPISODE.names if name not in ("conditions", "sources", "pcm")]
-UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
+FOOTER_KEY = b"csc.numbers"
+UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError)
 
 
 class Lines(NamedTuple):
@@ -28,6 +30,7 @@ class Lines(NamedTuple):
     slot: NDArray[np.int16]
     speaker: NDArray[np.int32]
     room: NDArray[np.int32]
+    fixed: NDArray[np.bool_]
     gain_db: NDArray[np.float32]
     level_dbfs: NDArray[np.float32]
 
@@ -53,8 +56,24 @@ class Numbers(NamedTuple):
             table["mixit"].to_numpy(),
             lists.value_lengths().to_numpy(),
             table["checksum"].to_numpy(),
-            Lines._make(flat.field(name).to_numpy() for name in Lines._fields),
+            Lines._make(flat.field(name).to_numpy(zero_copy_only=False) for name in Lines._fields),
         )
+
+    @classmethod
+    def read(cls, file: pq.ParquetFile) -> Self:
+        """Take them from a shard's footer, where one read finds them all."""
+        packed = (file.metadata.metadata or {})[FOOTER_KEY]
+        with pa.ipc.open_stream(base64.b85decode(packed)) as stream:
+            return cls.of(stream.read_all())
+
+    @staticmethod
+    def packed(table: pa.Table) -> dict[bytes, bytes]:
+        """Return what goes into the footer of a shard with these rows."""
+        numbers = table.select(NUMBERS)
+        sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression="zstd")
+        with pa.ipc.new_stream(sink, numbers.schema, options=options) as stream:
+            stream.write_table(numbers)
+        return {FOOTER_KEY: base64.b85encode(sink.getvalue())}
 
     def checksum(self) -> str:
         """Return a checksum of all of it."""
@@ -72,14 +91,14 @@ class Episodes(NamedTuple):
     mixit: NDArray[np.bool_]  # (episode,)
     num_lines: NDArray[np.int32]  # (episode,)
     lines: Lines
-    pcm: Pcm  # int16 (line, time)
+    pcm: list[Pcm]  # of each episode, int16 (line, time)
 
 
 class EpisodeShard:
     """Reads episodes of one shard; safe to be used by several threads.
 
-    Numbers of all its recipes are read and checked at once; audio comes by row group and is checked
-    when it is read for the first time.
+    Numbers of all its recipes are read with the footer and checked; audio comes by row group and is
+    checked when it is read for the first time.
 
     Raises:
         CscError: naming the shard, when it is missing, short or damaged.
@@ -99,54 +118,85 @@ class EpisodeShard:
         self._lock, self._good = Lock(), set[int]()
         with self._blamed():
             self._file = open_shard(folder, name)
-            numbers = Numbers.of(self._file.read(columns=NUMBERS, use_threads=False))
+            self._mapped = mapped(folder, name) if folder.is_local else None
+            numbers = Numbers.read(self._file)
             if numbers.checksum() != checksum:
                 raise damaged(folder, name)
-        self._numbers, self._bounds = numbers, np.cumsum([0, *numbers.num_lines])
+        self._numbers = numbers
+        self._bounds = np.cumsum([0, *numbers.num_lines])
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:
         """Turn whatever a damaged file leads to into an error that names it."""
         try:
             yield
+        except pa.ArrowMemoryError:
+            raise
         except UNREADABLE as error:
-            if "AWS Error" in str(error):
-                raise CscError(f"cannot read {self.folder.path(self.name)}: {error}") from error
+            if not self.folder.is_local and isinstance(error, OSError):
+                raise CscError(
+                    f"cannot read {self.folder.path(self.name)}: {error}; if the store answers, "
+                    "csc check says whether the shard is damaged"
+                ) from error
             raise damaged(self.folder, self.name) from error
 
     def read(self, group: int, first: int, stop: int) -> Episodes:
         """Read episodes first, .., stop - 1 of a row group."""
-        start = group * self.rows_per_group
+        start, count = group * self.rows_per_group, len(self._numbers.episode)
+        here = range(start, min(start + self.rows_per_group, count))
         with self._lock, self._blamed():
-            read = self._file.read_row_group(group, columns=["pcm"], use_threads=False)["pcm"]
-            bounds = self._bounds[start : start + len(read) + 1]
-            pcm = _audio(read).reshape(bounds[-1] - bounds[0], self.num_samples)
+            pcm = self._in_place(group, here) or self._copied(group, here)
             if group not in self._good:
-                self._check(pcm, bounds - bounds[0], start)
+                for samples, row in zip(pcm, here, strict=True):
+                    if xxhash.xxh3_64_intdigest(samples.data) != self._numbers.pcm[row]:
+                        raise damaged(self.folder, self.name)
                 self._good.add(group)
         rows = slice(start + first, start + stop)
-        begin, end = int(self._bounds[rows.start]), int(self._bounds[rows.stop])
+        lines = slice(*self._bounds[[rows.start, rows.stop]].tolist())
         numbers = self._numbers
         return Episodes(
             numbers.episode[rows],
             numbers.anchor[rows],
             numbers.mixit[rows],
             numbers.num_lines[rows],
-            Lines._make(values[begin:end] for values in numbers.lines),
-            pcm[begin - bounds[0] : end - bounds[0]],
+            Lines._make(values[lines] for values in numbers.lines),
+            pcm[first:stop],
         )
 
-    def _check(self, pcm: Pcm, bounds: NDArray[np.int64], start: int) -> None:
-        for place, (begin, end) in enumerate(pairwise(bounds.tolist())):
-            if xxhash.xxh3_64_intdigest(pcm[begin:end].data) != self._numbers.pcm[start + place]:
-                raise damaged(self.folder, self.name)
+    def _in_place(self, group: int, rows: range) -> list[Pcm] | None:
+        """Return the audio of a row group as views of the file, or None where it is not as plain.
+
+        A page of plain values ends with them: each its length in four bytes, and its bytes.
+        """
+        if self._mapped is None:
+            return None
+        chunk = self._file.metadata.row_group(group).column(self._file.metadata.num_columns - 1)
+        end = chunk.data_page_offset + chunk.total_compressed_size
+        found = []
+        for row in reversed(rows):
+            size = 2 * self.num_samples * int(self._numbers.num_lines[row])
+            begin = end - size
+            if begin - 4 < chunk.data_page_offset or end > len(self._mapped):
+                return None
+            if int.from_bytes(self._mapped[begin - 4 : begin], "little") != size:
+                return None
+            samples = np.frombuffer(self._mapped[begin:end], "<i2")
+            found.append(samples.reshape(-1, self.num_samples))
+            end = begin - 4
+        return found[::-1]
+
+    def _copied(self, group: int, rows: range) -> list[Pcm]:
+        """Return the audio of a row group as Arrow reads it."""
+        column = self._file.read_row_group(group, columns=["pcm"], use_threads=False)["pcm"]
+        if len(column) != len(rows):
+            raise damaged(self.folder, self.name)
+        return [
+            np.frombuffer(cell.as_buffer(), "<i2").reshape(num_lines, self.num_samples)
+            for cell, num_lines in zip(column, self._numbers.num_lines[rows.start :], strict=False)
+        ]
 
 
-def _audio(column: pa.ChunkedArray) -> Pcm:
-    """Return all samples of a column of PCM, as a view where it is in one piece."""
-    parts = []
-    for chunk in column.chunks:
-        offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :]
-        samples = np.frombuffer(chunk.buffers()[2], "<i2")
-        parts.append(samples[offsets[0] // 2 : offsets[len(chunk)] // 2])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def mapped(folder: Folder, name: str) -> memoryview:
+    """Return the bytes of a local file without reading them."""
+    with folder.open_input(name) as file:
+        return memoryview(file.read_buffer(file.size()))

@@ -48,6 +48,7 @@ class Canvas:
                 count += 1
         self.pcm = np.zeros((count, num_samples), "<i2")
         self.gains_db: dict[tuple[int, int], float] = {}  # of (line, place)
+        self.levels_dbfs: dict[int, float] = {}  # of lines, measured
         self._sums: dict[int, NDArray[np.int64]] = {}
         self._scale_db: dict[int, float] = {}
 
@@ -63,8 +64,9 @@ class Canvas:
         for line, number, source, alone in self.uses[shard, row]:
             taken = pcm[source.offset : source.offset + source.num_samples]
             place = slice(source.onset, source.onset + source.num_samples)
-            gain_db = gain_for(taken, source.level_dbfs)
-            self.gains_db[line, number] = gain_db
+            level_dbfs = pcm_level_dbfs(taken)
+            gain_db = gain_for(level_dbfs, source)
+            self.gains_db[line, number], self.levels_dbfs[line] = gain_db, level_dbfs
             if alone:
                 self.pcm[line, place] = taken
             else:
@@ -76,18 +78,14 @@ class Canvas:
         """Return the rows of the shard, when all utterances are in."""
         for line, total in self._sums.items():
             self.pcm[line], self._scale_db[line] = _fitted(total)
+            self.levels_dbfs[line] = pcm_level_dbfs(np.trim_zeros(self.pcm[line]))
         rows, first = [], 0
         for drawn, grouped in zip(self.recipes, self.lines, strict=True):
             lines = [
-                self._line(first + place, sources, drawn.mixit, speaker_rows)
+                self._line(first + place, sources, drawn, speaker_rows)
                 for place, sources in enumerate(grouped)
             ]
-            sources = [
-                source._asdict() | {"gain_db": self.gains_db[first + line, place]}
-                for line, group in enumerate(grouped)
-                for place, source in enumerate(group)
-            ]
-            rows.append(self._row(drawn, sources, lines, speaker_rows[drawn.anchor]))
+            rows.append(self._row(first, drawn, grouped, lines, speaker_rows[drawn.anchor]))
             first += len(lines)
         table = pa.Table.from_pylist(rows, schema=EPISODE.remove(EPISODE.get_field_index("pcm")))
         table = table.set_column(
@@ -96,35 +94,46 @@ class Canvas:
         return table.append_column(EPISODE.field("pcm"), self._pcm_column())
 
     def _line(
-        self, line: int, sources: list[Source], mixit: bool, speaker_rows: Mapping[str, int]
+        self, line: int, sources: list[Source], drawn: Recipe, speaker_rows: Mapping[str, int]
     ) -> dict[str, Any]:
         one, several = sources[0], len(sources) > 1
-        if mixit or several:
+        if drawn.mixit or several:
             speaker = SEVERAL
         else:
             speaker = NOISE if one.slot == self.noise_slot else speaker_rows[one.speaker_id]
-        begin = min(source.onset for source in sources)
-        end = max(source.onset + source.num_samples for source in sources)
+        # Of several, the line has their gains in it already.
+        gain_db = 0.0 if several else self.gains_db[line, 0]
+        level_dbfs = self.levels_dbfs[line]
+        if not several and one.level_dbfs is not None:
+            level_dbfs = max(level_dbfs, one.utterance_dbfs - ACTIVE_RANGE_DB)
         return {
             "condition": one.condition,
             "slot": one.slot,
             "speaker": speaker,
             "room": one.room,
-            # Of several, the line has their gains in it already.
-            "gain_db": (0.0 if several else self.gains_db[line, 0]) - self._scale_db.get(line, 0.0),
-            "level_dbfs": pcm_level_dbfs(self.pcm[line, begin:end]),
+            "fixed": drawn.conditions[one.condition].fixed,
+            "gain_db": gain_db - self._scale_db.get(line, 0.0),
+            "level_dbfs": level_dbfs,
         }
 
     def _row(
         self,
+        first: int,
         drawn: Recipe,
-        sources: list[dict[str, Any]],
+        grouped: list[list[Source]],
         lines: list[dict[str, Any]],
         anchor: int,
     ) -> dict[str, Any]:
+        """Return a row but for its audio; `first` is the number of its first line."""
+        heard_dbfs = [self.levels_dbfs[first + n] + line["gain_db"] for n, line in enumerate(lines)]
         conditions = [
-            asked._asdict() | self._realised(number, drawn.sources, lines)
+            asked._asdict() | self._realised(number, drawn.sources, lines, heard_dbfs)
             for number, asked in enumerate(drawn.conditions)
+        ]
+        sources = [
+            source._asdict() | {"gain_db": self.gains_db[first + number, place]}
+            for number, group in enumerate(grouped)
+            for place, source in enumerate(group)
         ]
         return {
             "episode": drawn.episode,
@@ -136,13 +145,18 @@ class Canvas:
         }
 
     def _realised(
-        self, number: int, sources: Iterable[Source], lines: Iterable[dict[str, Any]]
+        self,
+        number: int,
+        sources: Iterable[Source],
+        lines: Iterable[dict[str, Any]],
+        heard_dbfs: Iterable[float],
     ) -> dict[str, float | None]:
         """Measure a mixture: levels of the dry lines after their gains, and who speaks when."""
-        heard: dict[int, float] = {}
-        for line in lines:
-            if line["condition"] == number:
-                heard[line["slot"]] = line["level_dbfs"] + line["gain_db"]
+        heard = {
+            line["slot"]: level
+            for line, level in zip(lines, heard_dbfs, strict=True)
+            if line["condition"] == number
+        }
         rivals = [level for slot, level in heard.items() if 0 < slot < self.noise_slot]
         target, noise = heard.get(0), heard.get(self.noise_slot)
         mine = [source for source in sources if source.condition == number]
@@ -215,8 +229,12 @@ def pcm_level_dbfs(pcm: Pcm) -> float:
     return round(float(10 * np.log10(active.mean())), LEVEL_DECIMALS)
 
 
-def gain_for(pcm: Pcm, level_dbfs: float | None) -> float:
-    """Return the gain in dB that brings active speech to a level, as far as that is sensible."""
-    if level_dbfs is None:
+def gain_for(level_dbfs: float, source: Source) -> float:
+    """Return the gain in dB that brings a part of this level to the one that is asked for.
+
+    What is far under its own utterance is a pause, and not lifted to be speech.
+    """
+    if source.level_dbfs is None:
         return 0.0
-    return min(level_dbfs - pcm_level_dbfs(pcm), MOST_GAIN_DB)
+    spoken_dbfs = max(level_dbfs, source.utterance_dbfs - ACTIVE_RANGE_DB)
+    return min(source.level_dbfs - spoken_dbfs, MOST_GAIN_DB)

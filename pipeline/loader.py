@@ -6,7 +6,7 @@ slice. The state is two integers, epoch and step, and starting anywhere costs no
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from pipeline.schema import ROOMS_FILE, SAMPLE_RATE_HZ
 from pipeline.shards import damaged, read_table
 from pipeline.storage import Folder
 
-READERS = 4  # threads: what one waits for of a remote store, others use
+READERS_FROM_AFAR = 4  # threads: what one waits for of a remote store, others use
 BATCHES_AHEAD = 4
 OPEN_SHARDS = 2 * SHUFFLED_SHARDS
 
@@ -53,12 +53,19 @@ class Batch(NamedTuple):
         return self.lines[self.pick.clamp_min(0)]
 
 
+class _Slot:
+    """Room for a shard that one thread opens."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.shard: EpisodeShard | None = None
+
+
 class EpisodeLoader:
     """Reads the batches of one rank.
 
     Every rank of an epoch has `steps_per_epoch` batches; the episodes left over are others in every
-    epoch. With `remix`, each epoch mixes the same voices anew: gains, interferers and noises within
-    blocks of `episodes_per_group`, rooms.
+    epoch. With `remix`, each epoch mixes the same voices anew: see `Remix`.
 
     Raises:
         CscError: the dataset is of another version, damaged, or smaller than one batch.
@@ -86,6 +93,7 @@ class EpisodeLoader:
             raise CscError(f"a batch of {batch_size} episodes cannot be shared by {world} workers")
         self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
         self.mixing, self.rows_per_group = about.config.mixing, about.config.episodes_per_group
+        self._turn = about.config.turn
         self.num_samples, self.share = about.num_samples, batch_size // world
         episodes = about.episodes.get(split, 0)
         self.steps_per_epoch = episodes // batch_size
@@ -95,12 +103,12 @@ class EpisodeLoader:
                 f"batch of {batch_size}: build more, or set train.batch_size lower"
             )
         self._passes = self._list_shards(about, split)
-        self._open: OrderedDict[tuple[int, int], EpisodeShard] = OrderedDict()
+        self._open: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
         self._lock = Lock()
         self._pin = torch.cuda.is_available() if pin is None else pin
         responses = Rooms([])
         self.rooms: Tensor | None = None
-        if self.mixing.uses_rooms:
+        if self.mixing.ever("room_share"):
             table = read_table(dataset, ROOMS_FILE)
             responses, self.rooms = Rooms.of(table, split), _bank(table)
         self._remix = None
@@ -118,19 +126,21 @@ class EpisodeLoader:
 
     def _shard(self, turn: int, place: int) -> EpisodeShard:
         with self._lock:
-            if (turn, place) not in self._open:
+            slot = self._open.setdefault((turn, place), _Slot())
+            self._open.move_to_end((turn, place))
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        with slot.lock:  # others may open other shards meanwhile
+            if slot.shard is None:
                 record = self._passes[turn][place]
-                self._open[turn, place] = EpisodeShard(
+                slot.shard = EpisodeShard(
                     self.dataset,
                     record.name,
                     checksum=(record.about or {})["numbers"],
                     rows_per_group=self.rows_per_group,
                     num_samples=self.num_samples,
                 )
-                if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            self._open.move_to_end((turn, place))
-            return self._open[turn, place]
+            return slot.shard
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch from a step on, read ahead in threads.
@@ -138,14 +148,16 @@ class EpisodeLoader:
         Raises:
             CscError: naming a shard that is damaged.
         """
-        turn = epoch % len(self._passes)
+        turn = self._turn(epoch) if len(self._passes) > 1 else 0
         rows = [record.rows for record in self._passes[turn]]
         order = Order(rows, self.rows_per_group, self.seed, epoch)
-        pool = ThreadPoolExecutor(READERS, "csc-loader")
+        pool = ThreadPoolExecutor(1 if self.dataset.is_local else READERS_FROM_AFAR, "csc-loader")
         waiting: deque[Future[Batch]] = deque()
         try:
             for step in range(first_step, self.steps_per_epoch):
                 waiting.append(pool.submit(self._read, order, turn, epoch, step))
+                if step == first_step:  # none ahead of it must make it wait
+                    wait(waiting)
                 if len(waiting) > BATCHES_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -180,13 +192,14 @@ class EpisodeLoader:
 
     def _lines(self, parts: list[Episodes]) -> Tensor:
         """Put the audio of all parts in one piece: the only copy before the device's own."""
-        shape = (sum(len(part.pcm) for part in parts), self.num_samples)
+        pieces = [samples for part in parts for samples in part.pcm]
+        shape = (sum(map(len, pieces)), self.num_samples)
         if self._pin:
             lines = torch.empty(shape, dtype=torch.int16, pin_memory=True)
         else:  # of Arrow's pool, whose pages are there already when a batch of before is gone
             lines = torch.frombuffer(pa.allocate_buffer(2 * shape[0] * shape[1]), dtype=torch.int16)
             lines = lines.reshape(shape)
-        np.concatenate([part.pcm for part in parts], out=lines.numpy())
+        np.concatenate(pieces, out=lines.numpy())
         return lines
 
 

@@ -29,6 +29,7 @@ class Source(NamedTuple):
     offset: int
     num_samples: int
     onset: int
+    utterance_dbfs: float  # level of the whole of it
     level_dbfs: float | None  # of its active speech in the mixture; None where a gain is given
     room: int
 
@@ -39,6 +40,7 @@ class Condition(NamedTuple):
     sir_db: float | None
     snr_db: float | None
     overlap: float | None
+    fixed: bool  # somebody else's voice or noise in it would make it another mixture than asked for
 
 
 class Recipe(NamedTuple):
@@ -56,7 +58,7 @@ def recipe(seed: int, index: int, table: MixingTable, config: MixingConfig) -> R
     draws = Draws(seed, index)
     mixit = draws.fraction() < config.mixit_share
     anchor = table.anchor(draws)
-    targets = _utterances_of(draws, table, anchor, config.conditions)
+    targets = _utterances_of(draws, table, anchor, config)
     scene = _Scene(draws, table, config, anchor)
     for number, target in enumerate(targets):
         (scene.mixture_of_mixtures if mixit else scene.mixture)(number, target)
@@ -69,15 +71,19 @@ def power_db(count: int) -> float:
     return 10 * math.log10(count)
 
 
-def _utterances_of(draws: Draws, table: MixingTable, speaker: int, chosen: int) -> list[int]:
-    """Draw different utterances of a speaker, from different sessions as far as there are any.
+def _utterances_of(
+    draws: Draws, table: MixingTable, speaker: int, config: MixingConfig
+) -> list[int]:
+    """Draw an utterance of a speaker for each condition.
 
-    Looks at four candidates for each one chosen, so that a speaker of any size costs the same.
+    They are different, of different sessions as far as there are any, and as long as the mixture if
+    there are such. Looks at four candidates for each, so that a speaker of any size costs the same.
     """
-    count = int(table.count[speaker])
+    count, chosen = int(table.count[speaker]), config.conditions
     candidates = [
         int(table.first[speaker]) + place for place in draws.distinct(count, min(count, 4 * chosen))
     ]
+    candidates.sort(key=lambda at: table.speech.num_samples[at] < config.num_samples)
     used: Counter[str] = Counter()
     ranked = []
     for utterance in candidates:
@@ -101,7 +107,9 @@ class _Scene:
         """Draw one condition: target, interferers, noise, and the room that they are in."""
         draws, config = self.draws, self.config
         count = draws.chosen(config.interferer_shares)
-        absent = draws.fraction() < config.absent_share and number > 0
+        # The first mixture has its target, so that the others are without it more often.
+        share = config.absent_share * config.conditions / max(config.conditions - 1, 1)
+        absent = draws.fraction() < share and number > 0
         rivals = [self._rival() for _ in range(max(count, 1) if absent else count)]
         sir_db = draws.uniform(config.sir_min_db, config.sir_max_db)
         overlap = draws.uniform(config.overlap_min, config.overlap_max)
@@ -113,10 +121,12 @@ class _Scene:
         louder_db = -sir_db if together else 0.0
         for slot, rival in enumerate(rivals, start=1):
             level_db = louder_db - power_db(len(rivals))
-            self._add(number, slot, self.table.utterance(draws, rival), level_db, others_at, rooms)
-        snr_db = self._noise(number, set(rivals))
+            spoken = self.table.utterance(draws, rival, len(others_at))
+            self._add(number, slot, spoken, level_db, others_at, rooms)
+        snr_db, babble = self._noise(number, set(rivals))
         asked = (sir_db, overlap) if together else (None, None)
-        self.conditions.append(Condition(asked[0], snr_db, asked[1]))
+        fixed = babble or (together and overlap < 1) or config.same_gender_share is not None
+        self.conditions.append(Condition(asked[0], snr_db, asked[1], fixed))
 
     def mixture_of_mixtures(self, number: int, target: int) -> None:
         """Draw two mixtures that are added up: what is known is their sum and they, no voice."""
@@ -128,11 +138,11 @@ class _Scene:
                 if slot == voice == 0:
                     utterance = target
                 else:
-                    utterance = self.table.utterance(draws, self._rival())
+                    utterance = self.table.utterance(draws, self._rival(), config.num_samples)
                 below_db = draws.uniform(config.sir_min_db, config.sir_max_db) if voice else 0.0
                 level_db = -below_db - (sir_db if slot else 0.0)
                 self._add(number, slot, utterance, level_db, whole, None)
-        self.conditions.append(Condition(sir_db, None, 1.0))
+        self.conditions.append(Condition(sir_db, None, 1.0, fixed=True))
 
     def _rival(self) -> int:
         """Draw a speaker that the episode does not have yet."""
@@ -154,23 +164,24 @@ class _Scene:
         )
         return turns if first_is_target else (turns[1], turns[0])
 
-    def _noise(self, number: int, rivals: set[int]) -> float | None:
-        """Add noise or babble to a condition, and return its SNR."""
+    def _noise(self, number: int, rivals: set[int]) -> tuple[float | None, bool]:
+        """Add noise or babble to a condition; return its SNR, and whether it is babble."""
         draws, config, table = self.draws, self.config, self.table
         noisy, babble = draws.fraction() < config.noise_share, draws.fraction()
         snr_db = draws.uniform(config.snr_min_db, config.snr_max_db)
         if not noisy:
-            return None
+            return None, False
         slot, whole = config.num_slots - 1, range(config.num_samples)
         if babble >= config.babble_share:
             clip = draws.below(len(table.noise.utterance_id))
             self._add(number, slot, clip, -snr_db, whole, None, table.noise)
-            return snr_db
+            return snr_db, False
         crowd = table.crowd(draws, {self.anchor, *rivals}, config.babble_voices)
         for voice in crowd:
             level_db = -snr_db - power_db(len(crowd))
-            self._add(number, slot, table.utterance(draws, voice), level_db, whole, None)
-        return snr_db
+            spoken = table.utterance(draws, voice, config.num_samples)
+            self._add(number, slot, spoken, level_db, whole, None)
+        return snr_db, True
 
     def _add(
         self,
@@ -200,6 +211,7 @@ class _Scene:
                 offset,
                 num_samples,
                 onset,
+                float(rows.level_dbfs[at]),
                 TARGET_LEVEL_DBFS + relative_db,
                 room,
             )

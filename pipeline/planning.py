@@ -89,25 +89,38 @@ def _tasks_of(
         }
         first, names = epoch * episodes, (f"{split}-{epoch:03d}-{n:05d}.parquet" for n in count())
         for runs, due in _shares(windows, episodes, config):
-            shards = _shards(first, due, config.episodes_per_shard, names)
+            shards = _shards(first, due, config, names)
             first += due
             most = config.shards_per_window + 1  # some windows are due more than others
             for place in range(0, len(shards), most):
                 yield common | {"runs": runs, "shards": shards[place : place + most]}
 
 
-def _shards(first: int, due: int, most: int, names: Iterator[str]) -> list[dict[str, Any]]:
-    """Spread episodes evenly over as few shards as hold them."""
-    number = -(-due // most)
-    edges = [first + due * place // number for place in range(number + 1)]
-    return [{"name": next(names), "first": a, "stop": b} for a, b in pairwise(edges)]
+def _shards(
+    first: int, due: int, config: BuildConfig, names: Iterator[str]
+) -> list[dict[str, Any]]:
+    """Spread episodes evenly, by whole row groups, over as few shards as hold them."""
+    group, number = config.episodes_per_group, -(-due // config.episodes_per_shard)
+    groups = -(-due // group)
+    edges = [min(groups * place // number * group, due) for place in range(number + 1)]
+    return [
+        {"name": next(names), "first": first + a, "stop": first + b} for a, b in pairwise(edges)
+    ]
 
 
 def _shares(
     windows: Iterator[Window], episodes: int, config: BuildConfig
 ) -> Iterator[tuple[list[Run], int]]:
-    """Share the episodes of a pass out over as many windows as it takes."""
+    """Share the episodes of a pass out over as many windows as it takes, by whole row groups.
+
+    Only the last window may end with a part of one: batches then begin where row groups do.
+    """
     number = -(-episodes // (config.episodes_per_shard * config.shards_per_window))
     chosen = list(islice(windows, number))
-    counts = allot(episodes, np.array([weight for _, weight in chosen]))
-    yield from ((runs, due) for (runs, _), due in zip(chosen, counts, strict=True) if due)
+    group, left = config.episodes_per_group, episodes
+    shares = allot(-(-episodes // group), np.array([weight for _, weight in chosen]))
+    for (runs, _), share in zip(chosen, shares, strict=True):
+        due = min(share * group, left)
+        if due:
+            yield runs, due
+        left -= due

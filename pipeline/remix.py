@@ -1,7 +1,9 @@
 """Remix: the same voices under other conditions in every epoch, without reading anything more.
 
 A remixed batch is a function of (seed, epoch, step), like the one it is made of, on any number of
-ranks: what moves, moves within blocks of episodes that are never cut between ranks.
+ranks: what moves, moves within blocks of episodes that are never cut between ranks. Mixtures that
+are `fixed` keep their voices and noise, and get other gains and rooms only: those whose voices
+overlap in part, whose interferers were chosen by gender, with babble, and mixtures of mixtures.
 """
 
 from collections.abc import Sequence
@@ -18,9 +20,9 @@ from pipeline.episodes import Episodes
 from pipeline.errors import CscError
 from pipeline.lines import MOST_GAIN_DB
 from pipeline.mixing import TARGET_LEVEL_DBFS
-from pipeline.schema import NOISE, SEVERAL
+from pipeline.schema import NOISE
 
-ATTEMPTS = 8  # permutations of interferers, of which the first that keeps apart who must be is used
+ATTEMPTS = 12  # to mend a permutation of interferers that brings together who must not meet
 
 
 class Cast(NamedTuple):
@@ -31,7 +33,7 @@ class Cast(NamedTuple):
     levels_dbfs: NDArray[np.float32]  # (episode, condition, slot), before the gain
     rooms: NDArray[np.int64]  # (episode, condition, slot)
     speakers: NDArray[np.int64]  # (episode, condition, slot), -1 for nobody that is known
-    babble: NDArray[np.bool_]  # (episode, condition), noise that is made of voices
+    fixed: NDArray[np.bool_]  # (episode, condition)
     anchors: NDArray[np.int64]  # (episode,)
     mixit: NDArray[np.bool_]  # (episode,)
 
@@ -40,7 +42,7 @@ def cast(parts: Sequence[Episodes], mixing: MixingConfig) -> Cast:
     """Lay out episodes as their recipes say."""
     num_lines = np.concatenate([part.num_lines for part in parts])
     lines = [np.concatenate(field) for field in zip(*(part.lines for part in parts), strict=True)]
-    condition, slot, speaker, room, gain_db, level_dbfs = lines
+    condition, slot, speaker, room, still, gain_db, level_dbfs = lines
     where = (np.repeat(np.arange(len(num_lines)), num_lines), condition, slot)
     shape = (len(num_lines), mixing.conditions, mixing.num_slots)
     pick, rooms, speakers = (np.full(shape, -1, np.int64) for _ in range(3))
@@ -48,11 +50,12 @@ def cast(parts: Sequence[Episodes], mixing: MixingConfig) -> Cast:
     pick[where], rooms[where] = np.arange(len(condition)), room
     gains_db[where], levels_dbfs[where] = gain_db, level_dbfs
     speakers[where] = speaker
-    babble = speakers[:, :, -1] == SEVERAL
+    fixed = np.zeros(shape[:2], bool)
+    fixed[where[:2]] = still
     anchors = np.concatenate([part.anchor for part in parts]).astype(np.int64)
     mixit = np.concatenate([part.mixit for part in parts])
     return Cast(
-        pick, gains_db, levels_dbfs, rooms, np.maximum(speakers, NOISE), babble, anchors, mixit
+        pick, gains_db, levels_dbfs, rooms, np.maximum(speakers, NOISE), fixed, anchors, mixit
     )
 
 
@@ -130,36 +133,38 @@ def _moved(drawn: Cast, slots: slice, source: NDArray[np.int64]) -> Cast:
 def _rivals(drawn: Cast, draws: Draws) -> NDArray[np.int64]:
     """Draw from which mixture each takes its interferers, so that all in an episode differ.
 
-    Mixtures of mixtures keep theirs: who speaks there is not known.
+    A random permutation is mended: those who must not meet change places with others, again and
+    again. Where that does not end, as with very few speakers, all keep theirs.
     """
-    episodes, conditions, slots = drawn.speakers.shape
-    count = episodes * conditions
-    free = np.flatnonzero(np.repeat(~drawn.mixit, conditions))
-    rivals = drawn.speakers[:, :, 1:-1].reshape(count, slots - 2)
-    absent = (drawn.pick[:, :, 0] < 0).ravel()
-    keys = draws.fractions(ATTEMPTS, count)
-    for attempt in range(ATTEMPTS):
-        source = np.arange(count)
-        source[free] = free[np.argsort(keys[attempt][free], kind="stable")]
-        new = rivals[source]
-        lonely = absent & (new < 0).all(1)
-        if not lonely.any() and _differ(new.reshape(episodes, -1), drawn.anchors):
+    count = drawn.fixed.size
+    free = np.flatnonzero(~drawn.fixed.ravel())
+    rivals = drawn.speakers[:, :, 1:-1].reshape(count, -1)
+    source, moving = np.arange(count), free
+    for _ in range(ATTEMPTS):
+        source[moving] = source[moving[np.argsort(draws.fractions(len(moving)), kind="stable")]]
+        wrong = _wrong(rivals[source], drawn)
+        if not wrong.any():
             return source
+        stirred = wrong | (draws.fractions(count) < 0.25)
+        moving = free[stirred[free]]
     return np.arange(count)
 
 
-def _differ(rivals: NDArray[np.int64], anchors: NDArray[np.int64]) -> bool:
-    """Tell whether no speaker is twice in a row of `(episode, rival)`, or is its anchor."""
-    everyone = np.sort(np.concatenate([rivals, anchors[:, None]], axis=1), axis=1)
-    return not ((everyone[:, 1:] == everyone[:, :-1]) & (everyone[:, 1:] >= 0)).any()
+def _wrong(rivals: NDArray[np.int64], drawn: Cast) -> NDArray[np.bool_]:
+    """Tell which mixtures cannot be: they repeat somebody of their episode, or have nobody."""
+    episodes, conditions = drawn.fixed.shape
+    everyone = np.concatenate([rivals.reshape(episodes, -1), drawn.anchors[:, None]], axis=1)
+    same = (everyone[:, :, None] == everyone[:, None, :]) & (everyone >= 0)[:, :, None]
+    twice = (same.sum(2) > 1)[:, :-1].reshape(episodes * conditions, -1).any(1)
+    absent = (drawn.pick[:, :, 0] < 0).ravel()
+    return twice | (absent & (rivals < 0).all(1))
 
 
 def _noises(drawn: Cast, draws: Draws) -> NDArray[np.int64]:
-    """Draw from which mixture each takes its noise; babble stays, it has the voices of others."""
-    free = np.flatnonzero(~drawn.babble.ravel())
-    keys = draws.fractions(drawn.babble.size)
-    source = np.arange(drawn.babble.size)
-    source[free] = free[np.argsort(keys[free], kind="stable")]
+    """Draw from which mixture each takes its noise."""
+    source = np.arange(drawn.fixed.size)
+    free = np.flatnonzero(~drawn.fixed.ravel())
+    source[free] = free[np.argsort(draws.fractions(len(free)), kind="stable")]
     return source
 
 

@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import CscError
 from pipeline.schema import ROOMS, stable_fraction
-from pipeline.shards import read_pcm
+from pipeline.shards import iter_pcm
 from pipeline.storage import Folder
 
 MOST_RESPONSES = 2000  # of a split: 64 MB, where each is as long as a second
@@ -32,7 +32,8 @@ def rooms_of(store: Folder, catalogue: pa.Table) -> pa.Table:
     wanted: dict[int, set[int]] = {}
     for shard, row in places:
         wanted.setdefault(shard, set()).add(row)
-    pcm = read_pcm(store, wanted)
+    # Copies: a view would keep all of its row group.
+    pcm = {place: samples.copy() for place, samples in iter_pcm(store, wanted)}
     length = max(len(pcm[place]) for place in places)
     padded = [np.pad(pcm[place], (0, length - len(pcm[place]))).tobytes() for place in places]
     columns = [chosen["utterance_id"], chosen["speaker_id"], chosen["split"]]

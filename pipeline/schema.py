@@ -110,6 +110,7 @@ SOURCE = pa.struct(
         ("offset", pa.int64()),  # first sample taken from the utterance
         ("num_samples", pa.int32()),
         ("onset", pa.int32()),  # where it begins within the mixture
+        ("utterance_dbfs", pa.float32()),  # level of the whole of it
         ("level_dbfs", pa.float64()),  # asked of its active speech; null where a gain was given
         ("gain_db", pa.float64()),  # that gives it this level
         ("room", pa.int32()),  # row of ROOMS_FILE, -1 for none
@@ -120,6 +121,7 @@ CONDITION = pa.struct(
         ("sir_db", pa.float32()),  # asked for; null where there is nothing to ask
         ("snr_db", pa.float32()),
         ("overlap", pa.float32()),
+        ("fixed", pa.bool_()),  # remixing takes nobody from it, and brings nobody to it
         ("realised_sir_db", pa.float32()),  # of the active speech that was taken
         ("realised_snr_db", pa.float32()),
         ("realised_overlap", pa.float32()),
@@ -131,8 +133,9 @@ LINE = pa.struct(
         ("slot", pa.int16()),
         ("speaker", pa.int32()),  # row of SPEAKERS_FILE, or NOISE, or SEVERAL
         ("room", pa.int32()),
+        ("fixed", pa.bool_()),  # as its mixture
         ("gain_db", pa.float32()),
-        ("level_dbfs", pa.float32()),  # of active frames, before the gain
+        ("level_dbfs", pa.float32()),  # before the gain, as gains are set by it
     ]
 )
 """A dry signal of an episode: one source, or several of the same slot added up (babble, MixIT)."""

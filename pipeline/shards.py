@@ -15,6 +15,7 @@ from pipeline.storage import Folder
 
 INDEX = "index.json"
 CATALOGUE_FILE = "utterances.parquet"
+ONE_PAGE = 1 << 30  # bytes: more than any row group has
 
 
 def encode(table: pa.Table, rows_per_group: int) -> bytes:
@@ -28,8 +29,9 @@ def encode(table: pa.Table, rows_per_group: int) -> bytes:
 def shard_writer(where: Any, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a shard for writing by row groups.
 
-    Audio stays uncompressed: noise-like samples gain little and cost time. Only numbers of shards
-    have statistics, so that a part can be found in a long table.
+    Audio stays uncompressed: noise-like samples gain little and cost time; and a row group of it is
+    one page, so that it can be read in place. Only numbers of shards have statistics, so that a
+    part can be found in a long table.
     """
     compact = _leaves(schema, but=("pcm", "fingerprint"))
     return pq.ParquetWriter(
@@ -37,6 +39,7 @@ def shard_writer(where: Any, schema: pa.Schema) -> pq.ParquetWriter:
         schema,
         compression=dict.fromkeys(compact, "zstd"),
         use_dictionary=compact,
+        data_page_size=ONE_PAGE,
         write_statistics=["shard"] if "shard" in schema.names else False,
     )
 
@@ -70,11 +73,13 @@ def damaged(folder: Folder, name: str) -> CscError:
     )
 
 
-def read_catalogue(store: Folder, shards: Iterable[int] | None = None) -> pa.Table:
-    """Read the table of utterances of a finished store without audio, or that of some shards."""
+def read_catalogue(
+    store: Folder, shards: Iterable[int] | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """Read the table of utterances of a finished store without audio, or some of it."""
     only = None if shards is None else [("shard", "in", list(shards))]
     with store.open_input(CATALOGUE_FILE) as file:
-        return pq.read_table(file, schema=CATALOGUE, filters=only)
+        return pq.read_table(file, schema=CATALOGUE, filters=only, columns=columns)
 
 
 def store_shard_name(shard: int) -> str:

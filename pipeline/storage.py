@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -102,15 +102,23 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), uri
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _arrow_s3(endpoint, region, ARROW_ATTEMPTS, os.getpid()), uri.removeprefix("s3://")
+
+
+@lru_cache(8)
+def _arrow_s3(
+    endpoint: str | None, region: str | None, attempts: int, _pid: int
+) -> pafs.S3FileSystem:
+    """Return a client: one for all of a process, as each has connections of its own."""
     options: dict[str, Any] = {
         "connect_timeout": 10,
         "request_timeout": 60,
         "region": region,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ARROW_ATTEMPTS),
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     }
     if endpoint:
         options |= {"endpoint_override": endpoint, "region": region or "us-east-1"}
-    return pafs.S3FileSystem(**options), uri.removeprefix("s3://")
+    return pafs.S3FileSystem(**options)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ from pipeline.splits import check_disjoint
 from pipeline.storage import READS_AT_ONCE, Folder
 from pipeline.summary import summary
 
+ROWS_PER_GROUP = 1 << 13  # of the catalogue: what a build reads of it is the rows of a few shards
+
 
 class Contents(NamedTuple):
     """What a generation holds, and what it does not."""
@@ -136,7 +138,7 @@ def finish(
         )
     check_disjoint(contents.catalogue)
     planned.store.put(REJECTS_FILE, encode(contents.rejects, REJECTS_PER_GROUP))
-    planned.store.put(CATALOGUE_FILE, encode(contents.catalogue, 1 << 16))
+    planned.store.put(CATALOGUE_FILE, encode(contents.catalogue, ROWS_PER_GROUP))
     index = {
         "version": STORE_VERSION,
         "id": _content_hash(contents.catalogue),

@@ -152,11 +152,18 @@ def test_a_speaker_that_was_smuggled_in_is_found(store: Folder, tmp_path: Path) 
         serially(tasks, work)
         name = "valid-000-00000.parquet.done.json"
         record = folder.read_json(name)
-        record["about"]["speakers"].append(0)
+        record["about"]["speakers"][0] = 0
         folder.put_json(name, record)
 
     with pytest.raises(CscError, match=r"valid-000-00000\.parquet has first/s01 of split 'train'"):
         build(folder, store, BUILD, 3, smuggling)
+    assert not folder.exists("index.json")
+
+
+def test_a_task_that_got_lost_is_noticed(store: Folder, tmp_path: Path) -> None:
+    folder = named(Folder.at(tmp_path), store)
+    with pytest.raises(CscError, match="has not all of its shards: run the build again"):
+        build(folder, store, BUILD, 3, lambda tasks, work: serially(tasks[1:], work))
     assert not folder.exists("index.json")
 
 
@@ -173,14 +180,22 @@ def test_a_torn_store_is_refused(store: Folder, tmp_path: Path) -> None:
         build(Folder.at(tmp_path / "d"), copy, BUILD, 3, serially)
 
 
+def pauses(row: dict[str, Any]) -> bool:
+    """Tell whether a part of an utterance was taken that is far under the whole of it."""
+    return any(
+        source["level_dbfs"] - source["gain_db"] < source["utterance_dbfs"] - 19.9
+        for source in row["sources"]
+    )
+
+
 def test_a_mixture_has_the_levels_that_were_asked_for(dataset: Folder) -> None:
     """Of the parts that were taken, not of the utterances that they are parts of."""
-    for condition in (c for row in rows_of(dataset) for c in row["conditions"]):
+    for row, condition in ((one, c) for one in rows_of(dataset) for c in one["conditions"]):
         for name in ("sir_db", "snr_db"):
             realised = condition[f"realised_{name}"]
             assert (realised is None) == (condition[name] is None)
-            if realised is not None:
-                assert realised == pytest.approx(condition[name], abs=1e-3)
+            if realised is not None:  # a pause is not lifted to be speech
+                assert realised == pytest.approx(condition[name], abs=1e-3) or pauses(row)
 
 
 def test_realised_levels_are_those_of_the_mixture(dataset: Folder) -> None:
@@ -225,7 +240,7 @@ def test_passes_are_shards_of_their_own_and_a_curriculum_moves(
     assert set(asked[0]) == {10.0}
     assert min(asked[1]) >= 2.5
     assert min(asked[2]) < 0
-    assert {c["sir_db"] for row in rows_of(folder, "valid") for c in row["conditions"]} != {10.0}
+    assert min(c["sir_db"] or 10 for row in rows_of(folder, "valid") for c in row["conditions"]) < 5
 
 
 def test_everything_at_once_is_the_same_on_any_number_of_workers(

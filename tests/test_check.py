@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jobs.cli import main
-from jobs.config import Config
+from jobs.config import Config, TrainConfig
 from jobs.datasets import find_dataset
 from pipeline.audit.check import Report, check
 from pipeline.build import build, dataset_id
@@ -363,7 +363,8 @@ def test_the_command_counts_and_refuses(
 def test_a_configuration_names_its_dataset(
     corpora: IngestConfig, store: Folder, dataset: Folder, tmp_path: Path
 ) -> None:
-    config = Config(workspace=str(tmp_path), seed=3, ingest=corpora, build=BUILD)
+    train = TrainConfig(batch_size=4)
+    config = Config(workspace=str(tmp_path), seed=3, ingest=corpora, build=BUILD, train=train)
     with pytest.raises(CscError, match="none yet, csc build makes one"):
         find_dataset(None, config)
     shutil.copytree(Path(store.uri).parent, tmp_path / "utterances" / store_id(corpora))

@@ -204,7 +204,7 @@ def test_another_folder_is_left_alone(dataset: Folder, tmp_path: Path) -> None:
 
 
 def test_what_the_format_cannot_tell_is_counted(store: Folder, tmp_path: Path) -> None:
-    absent = dataset_of(store, tmp_path, absent_share=0.9, interferer_shares=[0.0, 0.5, 0.5])
+    absent = dataset_of(store, tmp_path, absent_share=0.5, interferer_shares=[0.0, 0.5, 0.5])
     made = exported(absent, tmp_path / "a")
     assert made.left_out["without the target"] > 0
     assert set(made.left_out) <= {"without the target", "of 2 speakers, not 3"}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.casting import MixingTable, Rooms
-from pipeline.distributions import Curriculum, MixingConfig
+from pipeline.distributions import BuildConfig, Curriculum, MixingConfig
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
 from pipeline.mixing import TARGET_LEVEL_DBFS, Recipe, Source, recipe
@@ -214,7 +214,7 @@ def test_shares_are_what_they_say() -> None:
     counts = [len({s.slot for s in of(drawn, 0)}) - 1 for drawn in recipes]
     assert np.bincount(counts) / len(counts) == pytest.approx([0.2, 0.5, 0.3], abs=0.05)
     absent = [all(s.slot for s in of(drawn, 1)) for drawn in recipes]
-    assert np.mean(absent) == pytest.approx(0.25, abs=0.05)
+    assert np.mean(absent) / 2 == pytest.approx(0.25, abs=0.05), "of all mixtures"
     assert all(of(drawn, 0)[0].slot == 0 for drawn in recipes), "the first mixture has the anchor"
 
 
@@ -296,6 +296,22 @@ def test_windows_together_draw_speakers_evenly() -> None:
     assert np.mean([anchor == "c/s0" for anchor in anchors]) == pytest.approx(0.1 / 3.1, abs=0.02)
 
 
+def test_interferers_are_balanced_like_anchors() -> None:
+    rows = [
+        row(f"u{s}.{n}", f"c/s{s:02d}", f"c/s{s}/{n}")
+        for s in range(20)
+        for n in range(2 + 8 * (s < 5))
+    ]
+    table = pa.Table.from_pylist(rows, schema=CATALOGUE)
+    for balance, share in ((0.0, 5 / 20), (1.0, 50 / 80)):
+        config = MixingConfig(
+            seconds=0.5, noise_share=0.0, balance=balance, interferer_shares=[0.0, 1.0]
+        )
+        mixing = MixingTable(table, config)
+        rivals = [s.speaker_id for d in drawn_from(mixing, config) for s in d.sources if s.slot]
+        assert np.mean([name < "c/s05" for name in rivals]) == pytest.approx(share, abs=0.1)
+
+
 def test_a_curriculum_moves_from_easy_to_hard() -> None:
     config = MixingConfig(
         sir_min_db=-5.0,
@@ -314,6 +330,7 @@ def test_a_curriculum_moves_from_easy_to_hard() -> None:
     [
         ({"loudness": 1.0}, "loudness cannot move"),
         ({"seconds": 1.0}, "seconds cannot move"),
+        ({"balance": 1.0}, "balance cannot move"),
         ({"conditions": 2.0}, "conditions cannot move"),
         ({"interferer_shares": [1.0]}, "interferer_shares cannot move"),
         ({"interferer_shares": [0.7, 0.7]}, "sum to 1"),
@@ -326,6 +343,40 @@ def test_a_curriculum_that_leads_nowhere_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         MixingConfig(curriculum=Curriculum(epochs=3, start=start))
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(1, 30))
+@settings(max_examples=200, deadline=None)
+def test_what_is_in_order_stays_in_order(a: float, b: float, c: float, epochs: int) -> None:
+    low, high = sorted((a, b))
+    start = {"overlap_min": c, "overlap_max": c}
+    config = MixingConfig(
+        overlap_min=low, overlap_max=high, curriculum=Curriculum(epochs=epochs, start=start)
+    )
+    for epoch in range(epochs + 2):
+        config.at(epoch)
+
+
+def test_an_epoch_reads_a_pass_and_a_curriculum_is_gone_through_once() -> None:
+    curriculum = Curriculum(epochs=2, start={"sir_min_db": 5.0})
+    config = BuildConfig(passes=5, mixing=MixingConfig(curriculum=curriculum))
+    assert [config.turn(epoch) for epoch in range(9)] == [0, 1, 2, 3, 4, 2, 3, 4, 2]
+    assert [BuildConfig(passes=2).turn(epoch) for epoch in range(4)] == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match="passes is 2: more than"):
+        BuildConfig(passes=2, mixing=MixingConfig(curriculum=curriculum))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"episodes_per_group": 10_000}, "episodes_per_group 10000 makes row groups of"),
+        ({"mixing": {"absent_share": 0.6}}, "absent_share is at most 0.5"),
+        ({"mixing": {"curriculum": {"epochs": 3}}}, "epochs and start belong together"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        BuildConfig.model_validate(change)
 
 
 @given(st.integers(0, 2**63), st.lists(st.floats(0, 1), min_size=1, max_size=5))

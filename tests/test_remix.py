@@ -39,10 +39,10 @@ def scene(seed: int, episodes: int = 2 * BLOCK, speakers: int = 40) -> Cast:
     speaker[:, :, 1:3] = names[:, 1:].reshape(-1, 2, 2)
     speaker = np.where(there & ~mixit[:, None, None], speaker, -1)
     levels_dbfs = np.where(there, rng.uniform(-40, -20, shape), -np.inf).astype(np.float32)
-    babble = there[:, :, 3] & (rng.random((episodes, 2)) < 0.3)
+    fixed = (rng.random((episodes, 2)) < 0.3) | mixit[:, None]
     gains_db = np.where(there, -np.float32(0), -np.inf).astype(np.float32)
     rooms = np.full(shape, -1)
-    return Cast(pick, gains_db, levels_dbfs, rooms, speaker, babble, names[:, 0], mixit)
+    return Cast(pick, gains_db, levels_dbfs, rooms, speaker, fixed, names[:, 0], mixit)
 
 
 def remix(share: int = 2 * BLOCK, mixing: MixingConfig = MIXING) -> Remix:
@@ -61,9 +61,10 @@ def test_what_is_there_is_mixed_anew_and_nothing_is_lost(seed: int, epoch: int, 
         np.array_equal(ours, theirs)
         for ours, theirs in zip(after, remix()(before, epoch, step, 0), strict=True)
     )
-    for name in ("anchors", "mixit", "babble"):
+    for name in ("anchors", "mixit", "fixed"):
         assert np.array_equal(getattr(after, name), getattr(before, name))
     assert np.array_equal(after.pick[:, :, 0], before.pick[:, :, 0])
+    assert np.array_equal(after.pick[after.fixed], before.pick[before.fixed])
     for first in range(0, len(before.pick), BLOCK):
         block = slice(first, first + BLOCK)
         assert sorted(after.pick[block].ravel()) == sorted(before.pick[block].ravel())
@@ -126,6 +127,18 @@ def test_epochs_and_steps_differ_and_rooms_are_as_frequent_as_asked() -> None:
         assert not (cast.rooms[:, :, -1] >= 0).any(), "noise is in no room"
         for used in cast.rooms.reshape(-1, 4):
             assert len({int(room) // 2 if room < 2 else 1 for room in used if room >= 0}) <= 1
+
+
+@pytest.mark.parametrize("speakers", [14, 50, 300])
+def test_interferers_move_even_where_speakers_are_few(speakers: int) -> None:
+    moved = total = 0
+    for seed in range(60):
+        before = scene(seed, speakers=speakers)
+        after = remix()(before, 0, seed, 0)
+        there = (before.pick[:, :, 1] >= 0) & ~before.fixed
+        moved += (after.pick[:, :, 1] != before.pick[:, :, 1])[there].sum()
+        total += there.sum()
+    assert moved / total > 0.4
 
 
 def test_a_share_that_cuts_blocks_is_refused() -> None:

@@ -163,7 +163,7 @@ class _Check:
         return there if built is None else built
 
     def _rooms(self, catalogue: pa.Table | None) -> pa.Table | None:
-        if not self.dataset.config.mixing.uses_rooms:
+        if not self.dataset.config.mixing.ever("room_share"):
             return None
         there = self._table(ROOMS_FILE)
         self._room_splits = None if there is None else there["split"].to_numpy()
@@ -209,7 +209,7 @@ class _Check:
         """Name the files that belong to nothing."""
         shards = {record.name for record in self.dataset.records}
         known = shards | {name + DONE for name in shards} | {INDEX, SPEAKERS_FILE}
-        known |= {ROOMS_FILE} if self.dataset.config.mixing.uses_rooms else set()
+        known |= {ROOMS_FILE} if self.dataset.config.mixing.ever("room_share") else set()
         for file in self.dataset.folder.list():
             if file.name not in known:
                 self._find(file.name, "belongs to nothing that the index names", "remove it")

@@ -17,7 +17,7 @@ from pipeline.commits import ShardRecord, commit_shard, committed_shards
 from pipeline.episodes import NUMBERS, Numbers
 from pipeline.exchange.librimix_audio import Dry, dry_lines
 from pipeline.exchange.librimix_metadata import LibriMix
-from pipeline.lines import Canvas
+from pipeline.lines import Canvas, pcm_level_dbfs
 from pipeline.mixing import Condition, Recipe, Source
 from pipeline.planning import BUILT_SPLITS
 from pipeline.schema import (
@@ -108,8 +108,12 @@ def _write_shard(dataset: Folder, mixtures: LibriMix, name: str, rest: _Rest) ->
                 numbers.append(group.table.select(NUMBERS))
                 speakers |= group.speakers
                 rest.waiting = next(rest.groups, None)
-        table = pa.concat_tables(numbers)
-        about = {"speakers": sorted(speakers), "numbers": Numbers.of(table).checksum()}
+            table = pa.concat_tables(numbers)
+            writer.add_key_value_metadata(Numbers.packed(table))
+        about = {
+            "speakers": [min(speakers), max(speakers)],
+            "numbers": Numbers.of(table).checksum(),
+        }
         return commit_shard(dataset, name, path, len(table), mixtures.id, about)
 
 
@@ -150,6 +154,7 @@ class _Filled(Canvas):
         for place, (line, gain_db) in enumerate(zip(lines, gains_db, strict=True)):
             self.pcm[place, : len(line.pcm)] = line.pcm
             self.gains_db[place, 0], self._scale_db[place] = gain_db, line.louder_db
+            self.levels_dbfs[place] = pcm_level_dbfs(line.pcm)
 
 
 def _canvas(mixtures: LibriMix, episode: int) -> Canvas:
@@ -180,12 +185,13 @@ def _recipe(mixtures: LibriMix, episode: int, lines: Sequence[Dry]) -> Recipe:
             offset=0,
             num_samples=len(line.pcm),
             onset=0,
+            utterance_dbfs=pcm_level_dbfs(line.pcm),
             level_dbfs=None,
             room=-1,
         )
         for slot, line in enumerate(lines)
     ]
-    return Recipe(episode, speakers[0], False, [Condition(None, None, None)], sources)
+    return Recipe(episode, speakers[0], False, [Condition(None, None, None, fixed=True)], sources)
 
 
 def _finish(dataset: Folder, mixtures: LibriMix) -> Any:

@@ -104,7 +104,7 @@ def _mixtures(row: Mapping[str, Any], split: str, noise_slot: int) -> Iterator[M
 
 def bank_of(dataset: Dataset) -> Tensor | None:
     """Return the responses of all rooms, int16 (room, time), or None where no room is used."""
-    if not dataset.config.mixing.uses_rooms:
+    if not dataset.config.mixing.ever("room_share"):
         return None
     cells = read_table(dataset.folder, ROOMS_FILE, ["pcm"])["pcm"]
     return torch.from_numpy(np.stack([np.frombuffer(cell.as_buffer(), "<i2") for cell in cells]))

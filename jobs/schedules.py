@@ -1,0 +1,56 @@
+"""Learning rates over a run, as factors of the base rate: pure functions of the step."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMOOTHED_SHARE = 0.2  # of a run: how far the median over gradient norms reaches
+SHAPES = ("linear", "rex", "cosine", "constant", "refined")
+
+
+def factor(
+    step: int, *, steps: int, warmup_steps: int, shape: str, refined: Sequence[float] = ()
+) -> float:
+    """Return the rate of a step over the base rate, in [0, 1].
+
+    A linear warm-up times what is left of the run: `linear` 1 - z (Defazio et al., arXiv
+    2310.07831, the default), `rex` (1 - z) / (1 - z / 2) (Chen et al., arXiv 2107.04197), `cosine`,
+    `constant`, or `refined`, a curve over the whole run that brings a warm-up of its own.
+    """
+    z = step / steps
+    if shape == "refined":
+        return float(np.interp(z, np.linspace(0, 1, len(refined)), refined))
+    left = {
+        "linear": 1 - z,
+        "rex": (1 - z) / (1 - z / 2),
+        "cosine": (1 + math.cos(math.pi * z)) / 2,
+        "constant": 1.0,
+    }[shape]
+    return min(1.0, (step + 1) / max(warmup_steps, 1)) * left
+
+
+def refine(grad_norms: Sequence[float]) -> NDArray[np.float64]:
+    """Return the schedule, with a peak of 1, that gradient norms of an earlier run speak for.
+
+    The refined linear decay of Defazio et al. (arXiv 2310.07831, algorithm for Adam): weights are
+    inverse smoothed norms, and the rate is the weight times the sum of all that follow. Norms here
+    are l2 norms before clipping; theirs for Adam are l1 norms.
+
+    Raises:
+        ValueError: there are fewer than ten norms, or one that is not a positive number.
+    """
+    norms = np.asarray(grad_norms, np.float64)
+    if len(norms) < 10 or not np.isfinite(norms).all() or norms.min() <= 0:
+        raise ValueError("a schedule is refined from at least ten positive gradient norms")
+    weights = 1 / _median(norms, max(1, round(SMOOTHED_SHARE * len(norms) / 2)))
+    later = np.cumsum(weights[::-1])[::-1] - weights
+    rates = weights * later
+    return rates / rates.max()
+
+
+def _median(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Smooth by the median of `reach` neighbours on either side, reflected at the ends."""
+    padded = np.pad(values, reach, mode="reflect")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=-1)
