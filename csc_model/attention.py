@@ -1,20 +1,33 @@
 """Cross-attention over the conditions of an episode, and pooling over time."""
 
+import math
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Weights(NamedTuple):
+    """What attention did, for diagnosis."""
+
+    weights: Tensor  # (batch, head, condition, condition), each query's sum to 1 over the last
+    largest_logit: Tensor  # a scalar; growth beyond some ten foretells that training diverges
 
 
 class ConditionAttention(nn.Module):
     """Aggregate one speaker's embeddings over interfering conditions into a global vector.
 
     The query is the embedding under one condition, keys and values those under all conditions that
-    the mask allows (CSC abstract, part 2; heads, residual and norm are reconstruction).
+    the mask allows (CSC abstract, part 2; heads, residual and norm are reconstruction). With
+    `qk_norm`, queries and keys of each head are divided by their root mean square, so that no logit
+    exceeds the root of a head's width (Dehghani et al., 2023, whose norm has a learned gain as
+    well).
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.qk_norm = heads, qk_norm
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.value, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
@@ -25,17 +38,31 @@ class ConditionAttention(nn.Module):
         `allowed` `(batch, condition, condition)` says which condition (last axis) each query may
         attend to; each needs at least one. None allows all.
         """
-
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        mixed = F.scaled_dot_product_attention(
-            split(self.query(embedding)),
-            split(self.key(embedding)),
-            split(self.value(embedding)),
-            attn_mask=None if allowed is None else allowed.unsqueeze(1),
-        )
+        query, key = self._matched(embedding)
+        value = self._split(self.value(embedding))
+        mask = None if allowed is None else allowed.unsqueeze(1)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.norm(embedding + self.out(mixed.transpose(1, 2).flatten(-2)))
+
+    @torch.no_grad()
+    def weights(self, embedding: Tensor, allowed: Tensor | None = None) -> Weights:
+        """Return the weights with which `forward` mixes, and the largest logit behind them."""
+        query, key = self._matched(embedding)
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed.unsqueeze(1), -torch.inf)
+        return Weights(logits.softmax(-1), logits.max())
+
+    def _matched(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries and keys, `(batch, head, condition, dim / head)`."""
+        query, key = self._split(self.query(embedding)), self._split(self.key(embedding))
+        if not self.qk_norm:
+            return query, key
+        width = query.shape[-1:]
+        return F.rms_norm(query, width), F.rms_norm(key, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def draw_allowed(batch: int, conditions: int, generator: torch.Generator) -> Tensor:

@@ -2,10 +2,17 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MODEL_VERSION = 1
+MODEL_VERSION = 2  # 1: no activity head, activity was a share of energy
 VARIANT = "reconstructed-v1"
+
+TRUNKS = {
+    "galr": "csc_model.galr.Galr",
+    "conv_tasnet": "csc_model.conv_tasnet.ConvTasNet",
+    "tcn": "csc_model.tcn.Tcn",
+}
+"""Where each `csc_model.trunk.Trunk` lies. A further one is a file, and a line here."""
 
 
 class ModelConfig(BaseModel):
@@ -20,16 +27,35 @@ class ModelConfig(BaseModel):
     hop: int = Field(8, ge=1, description="samples from one frame to the next")
     num_bins: int = Field(64, ge=1, description="filters of the conv front end; stft has its own")
     channels: int = Field(64, ge=4)
-    trunk: Literal["galr", "tcn"] = "galr"
-    hidden: int = Field(128, ge=4, description="LSTM cells (galr) or inner channels (tcn)")
+    trunk: str = Field("galr", description=f"one of {', '.join(TRUNKS)}")
+    hidden: int = Field(128, ge=4, description="LSTM cells (galr) or inner channels (the others)")
     shared_blocks: int = Field(4, ge=1)
     separation_blocks: int = Field(2, ge=0)
     speaker_blocks: int = Field(2, ge=0)
     segment: int = Field(64, ge=2, description="frames of a GALR segment")
     queries: int = Field(8, ge=1, description="positions a GALR segment is compressed to")
+    dilation_cycle: int = Field(
+        4, ge=1, le=16, description="blocks until the dilation of convolutions is 1 again"
+    )
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    checkpointing: bool = Field(
+        False, description="compute blocks a second time in the backward pass, to save memory"
+    )
+    speaker_features: Literal["carrier", "mel"] = "carrier"
+    mel_bands: int = Field(80, ge=8, le=256)
+    detach_separation: bool = Field(
+        False, description="no gradient from the speaker head through the separated signals"
+    )
     attention_heads: int = Field(4, ge=1)
+    qk_norm: bool = Field(False, description="bound the logits of attention over conditions")
     embedding_dim: int = Field(128, ge=4)
+
+    @field_validator("trunk")
+    @classmethod
+    def _trunk_is_known(cls, trunk: str) -> str:
+        if trunk not in TRUNKS:
+            raise ValueError(f"trunk {trunk!r} is not one of {', '.join(TRUNKS)}")
+        return trunk
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

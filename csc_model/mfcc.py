@@ -5,20 +5,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from csc_model.mel import HOP_SECONDS, WINDOW_SECONDS, mel_filters
+
 Floats = NDArray[np.float64]
 NUM_FILTERS, NUM_CEPSTRA = 40, 20
-WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
-
-
-@lru_cache
-def _mel_filters(fft_size: int, sample_rate_hz: int) -> Floats:
-    """Return triangular filters `(filter, bin)`, evenly spaced on the HTK mel scale."""
-    top = 2595 * np.log10(1 + sample_rate_hz / 2 / 700)
-    edges_hz = 700 * (10 ** (np.linspace(0, top, NUM_FILTERS + 2) / 2595) - 1)
-    bins_hz = np.arange(fft_size // 2 + 1) * sample_rate_hz / fft_size
-    rising = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
-    falling = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz)[1:, None]
-    return np.maximum(0, np.minimum(rising, falling))
 
 
 @lru_cache
@@ -35,7 +25,7 @@ def mfcc_statistics(samples: NDArray[np.float32], sample_rate_hz: int) -> Floats
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
     fft_size = 1 << (window - 1).bit_length()
     power = np.abs(np.fft.rfft(frames * np.hamming(window), fft_size)) ** 2
-    energies = np.log(power @ _mel_filters(fft_size, sample_rate_hz).T + 1e-8)
+    energies = np.log(power @ mel_filters(NUM_FILTERS, fft_size, sample_rate_hz).T + 1e-8)
     cepstra = energies @ _cosines().T
     statistics = np.concatenate([cepstra.mean(0), cepstra.std(0)])
     norm = np.linalg.norm(statistics)

@@ -1,20 +1,33 @@
 """CSC, reconstructed: one trunk, a separation head, a speaker head bound to its slots."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from csc_model import longform
 from csc_model.attention import AttentiveStatistics, ConditionAttention
-from csc_model.config import MODEL_VERSION, VARIANT, ModelConfig
+from csc_model.config import ModelConfig
 from csc_model.encoder import build_frontend
-from csc_model.trunk import Trunk
+from csc_model.longform import Heard, OnProgress
+from csc_model.mel import LogMel
+from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights, write_model
+from csc_model.trunk import build_trunk
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "model.json"
+__all__ = ["ACTIVE", "CONFIG_FILE", "CSC", "WEIGHTS_FILE", "WINDOW_S", "Output"]
+
+ACTIVE = 0.5
+"""Activity from which on a slot holds a speaker: one below it must not win a trial."""
+
+WINDOW_S = 16.0
+"""Seconds from which on `embed` and `separate` go by windows.
+
+Longer than training's mixtures: within a window slots are kept by the model, which errs less than
+the matching of windows does.
+"""
+
+FIRST_LOGIT = 3.0  # activity 0.95: a head that knows nothing yet keeps no slot from winning
 
 
 class Output(NamedTuple):
@@ -22,116 +35,190 @@ class Output(NamedTuple):
 
     sources: Tensor  # (batch, slot, time)
     embeddings: Tensor  # (batch, slot + 1, dim), before attention
-    activity: Tensor  # (batch, slot + 1), share of the energy that a slot holds
+    activity: Tensor  # (batch, slot + 1), probability of a speaker; 1 for the unseparated view
+    activity_logits: Tensor  # (batch, slot)
 
 
-class _Heard(NamedTuple):
-    level: Tensor  # (batch, 1), root mean square that the input was divided by
-    carrier: Tensor  # (batch, bin, frame)
+class _Separated(NamedTuple):
+    carrier: Tensor  # (batch, bin, frame), of the mixture at unit power
     masks: Tensor  # (batch, slot, bin, frame)
-    embeddings: Tensor
-    activity: Tensor
+    magnitude: Tensor  # (batch, bin, frame), of the carrier
+    views: Tensor  # (batch, slot, bin, frame), magnitudes as weighed by the masks
+    shared: Tensor  # (batch, channel, frame), what both heads read
 
 
 class CSC(nn.Module):
     """Contrastive separative coding, reconstructed (arXiv 2103.00816; variant in `config.py`).
 
-    The speaker head reads, for each slot, the carrier as weighed by that slot's mask, with one set
-    of weights for all slots: slot c of either head is the same slot by construction. A further view
-    of the mixture as it is competes with them, which keeps clean speech from suffering.
+    The speaker head has one set of weights for all slots: slot c of either head is the same slot by
+    construction. It reads, as `speaker_features` says, for each slot the carrier as weighed by that
+    slot's mask, beside the shared features; or log-mel features of that slot's waveform and nothing
+    else. A further view of the mixture as it is competes with them, which keeps clean speech from
+    suffering.
+
+    The activity head reads a slot's pooled features and its energy. It starts at 0.95 for any slot
+    and learns from a loss on `activity_logits`; without one it stays there.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.frontend = build_frontend(config)
-        bins, channels = self.frontend.num_bins, config.channels
+        bins, channels, dim = self.frontend.num_bins, config.channels, config.embedding_dim
         self.bottleneck = nn.Sequential(nn.GroupNorm(1, bins), nn.Conv1d(bins, channels, 1))
-        self.trunk = Trunk(config)
+        self.trunk = build_trunk(config)
         self.separation_blocks = self.trunk.stack(config.separation_blocks)
         self.mask = nn.Sequential(nn.PReLU(), nn.Conv1d(channels, config.num_slots * bins, 1))
-        self.view = nn.Sequential(nn.GroupNorm(1, bins), nn.Conv1d(bins, channels, 1))
+        if config.speaker_features == "mel":
+            self.mel = LogMel(config.mel_bands, config.sample_rate_hz)
+            self.view: nn.Module = nn.Conv1d(config.mel_bands, channels, 1)
+        else:
+            self.view = nn.Sequential(nn.GroupNorm(1, bins), nn.Conv1d(bins, channels, 1))
         self.speaker_blocks = self.trunk.stack(config.speaker_blocks)
-        self.pool = AttentiveStatistics(channels, config.embedding_dim)
-        self.attention = ConditionAttention(config.embedding_dim, config.attention_heads)
+        self.pool = AttentiveStatistics(channels, dim)
+        self.attention = ConditionAttention(dim, config.attention_heads, qk_norm=config.qk_norm)
+        verdict = nn.Linear(dim, 1)
+        nn.init.zeros_(verdict.weight)
+        nn.init.constant_(verdict.bias, FIRST_LOGIT)
+        self.active = nn.Sequential(nn.Linear(dim + 1, dim), nn.ReLU(), verdict)
 
     def forward(self, waveform: Tensor) -> Output:
         """Separate and embed mixtures `(batch, time)`; any level, any length."""
-        heard = self._listen(waveform)
-        sources = self._decode(heard.carrier, heard.masks, waveform.shape[-1])
-        return Output(sources * heard.level.unsqueeze(1), heard.embeddings, heard.activity)
+        level, unit = _unit_level(waveform)
+        separated = self._separate(unit)
+        sources = self._decode(separated, unit.shape[-1])
+        embeddings, logits = self._speakers(unit, separated, sources)
+        return Output(sources * level.unsqueeze(1), embeddings, _activity(logits), logits)
 
-    def _listen(self, waveform: Tensor) -> "_Heard":
-        """Do all but return to waveforms, which embedding does not need."""
-        level = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-5)
-        carrier = self.frontend.encode(waveform / level)
-        magnitude = carrier.abs()
-        num_frames = carrier.shape[-1]
+    def _separate(self, unit: Tensor) -> _Separated:
+        """Find the masks of mixtures `(batch, time)` of unit power."""
+        carrier = self.frontend.encode(unit)
+        magnitude, frames = carrier.abs(), carrier.shape[-1]
         x = self.trunk.split(self.bottleneck(self.frontend.features(magnitude)))
         shared = self.trunk.shared(x)
-        separated = self.trunk.join(self.separation_blocks(shared), num_frames)
-        masks = self.frontend.squash(
-            self.mask(separated).unflatten(1, (self.config.num_slots, self.frontend.num_bins))
-        )
-        views = magnitude.unsqueeze(1) * torch.cat([masks, torch.ones_like(masks[:, :1])], 1)
-        embeddings = self._embed_views(views, self.trunk.join(shared, num_frames))
-        return _Heard(level, carrier, masks, embeddings, _activity(views.detach()))
+        logits = self.mask(self.trunk.join(self.separation_blocks(shared), frames))
+        masks = self.frontend.squash(logits.unflatten(1, (self.config.num_slots, -1)))
+        views = magnitude.unsqueeze(1) * masks
+        return _Separated(carrier, masks, magnitude, views, self.trunk.join(shared, frames))
 
-    def _decode(self, carrier: Tensor, masks: Tensor, num_samples: int) -> Tensor:
-        slots = _weigh(carrier.unsqueeze(1), masks).flatten(0, 1)
+    def _decode(self, separated: _Separated, num_samples: int) -> Tensor:
+        """Return the waveforms of the slots, `(batch, slot, time)`."""
+        slots = _weigh(separated.carrier.unsqueeze(1), separated.masks).flatten(0, 1)
         return self.frontend.decode(slots, num_samples).unflatten(0, (-1, self.config.num_slots))
 
-    def _embed_views(self, views: Tensor, shared: Tensor) -> Tensor:
-        """Embed magnitudes `(batch, view, bin, frame)`, each view beside the shared features."""
-        num_views = views.shape[1]
-        x = self.view(self.frontend.features(views.flatten(0, 1)))
-        x = x + shared.repeat_interleave(num_views, 0)
+    def _speakers(
+        self, unit: Tensor, separated: _Separated, sources: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return embeddings `(batch, slot + 1, dim)` and activity logits `(batch, slot)`."""
+        if self.config.speaker_features == "mel":
+            sources = self._decode(separated, unit.shape[-1]) if sources is None else sources
+            x = self._mel_views(unit, sources)
+        else:
+            x = self._carrier_views(separated)
         x = self.trunk.join(self.speaker_blocks(self.trunk.split(x)), x.shape[-1])
-        return self.pool(x).unflatten(0, (-1, num_views))
+        embeddings = self.pool(x).unflatten(0, (len(unit), -1))
+        loudness = _loudness(separated).unsqueeze(-1)
+        logits = self.active(torch.cat([embeddings[:, :-1], loudness], -1)).squeeze(-1)
+        return embeddings, logits
+
+    def _carrier_views(self, separated: _Separated) -> Tensor:
+        """Show the speaker head each slot's carrier, and the mixture's, `(batch * view, ...)`."""
+        views = separated.views.detach() if self.config.detach_separation else separated.views
+        views = torch.cat([views, separated.magnitude.unsqueeze(1)], 1)
+        x = self.view(self.frontend.features(views.flatten(0, 1)))
+        return x + separated.shared.repeat_interleave(views.shape[1], 0)
+
+    def _mel_views(self, unit: Tensor, sources: Tensor) -> Tensor:
+        """Show it log-mel features of each slot's waveform, and of the mixture's."""
+        if self.config.detach_separation:
+            sources = sources.detach()
+        return self.view(self.mel(torch.cat([sources, unit.unsqueeze(1)], 1).flatten(0, 1)))
 
     @torch.inference_mode()
-    def embed(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(
+        self,
+        waveform: Tensor,
+        window_s: float = WINDOW_S,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return unit-norm speaker vectors and their activity for `(time,)` or `(batch, time)`.
 
         Shapes `(slot + 1, dim)` and `(slot + 1,)`, with a batch axis in front where one was given.
-        Each view attends to itself alone: one recording is all that a user has at test time.
+        Each view attends to itself alone: one recording is all that a user has at test time. What
+        is longer than `window_s` is heard in windows (`longform.embed_long`).
+
+        Raises:
+            ValueError: there is no sample, or `window_s` is no length.
         """
-        heard = self._listen(torch.atleast_2d(waveform))
-        vectors = self.attention(heard.embeddings.flatten(0, 1).unsqueeze(1))
-        vectors = nn.functional.normalize(vectors.squeeze(1), dim=-1)
-        vectors = vectors.unflatten(0, heard.embeddings.shape[:2])
-        if waveform.ndim == 1:
-            return vectors[0], heard.activity[0]
-        return vectors, heard.activity
+        window = self._window(waveform, window_s)
+        if waveform.shape[-1] > window:
+            if waveform.ndim == 1:
+                return longform.embed_long(self._hear, waveform, window, on_progress)
+            rows = [longform.embed_long(self._hear, row, window, on_progress) for row in waveform]
+            return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+        _, unit = _unit_level(torch.atleast_2d(waveform))
+        embeddings, logits = self._speakers(unit, self._separate(unit), None)
+        vectors, activity = self._alone(embeddings), _activity(logits)
+        return (vectors[0], activity[0]) if waveform.ndim == 1 else (vectors, activity)
 
     @torch.inference_mode()
-    def separate(self, waveform: Tensor) -> Tensor:
-        """Return the sources `(slot, time)` of a mixture `(time,)`."""
+    def separate(
+        self,
+        waveform: Tensor,
+        window_s: float = WINDOW_S,
+        on_progress: OnProgress | None = None,
+    ) -> Tensor:
+        """Return the sources `(slot, time)` of a mixture `(time,)`.
+
+        What is longer than `window_s` is heard in windows (`longform.separate_long`).
+
+        Raises:
+            ValueError: there is no sample, or `window_s` is no length.
+        """
+        window = self._window(waveform, window_s)
+        if len(waveform) > window:
+            return longform.separate_long(self._hear, waveform, window, on_progress)
         return self(waveform.unsqueeze(0)).sources[0]
+
+    def _window(self, waveform: Tensor, window_s: float) -> int:
+        if not waveform.numel():
+            raise ValueError(f"a waveform of shape {tuple(waveform.shape)} has no samples")
+        return longform.window_samples(window_s, self.config.sample_rate_hz)
+
+    def _hear(self, window: Tensor) -> Heard:
+        """Hear a window `(time,)`, brought to the device of the model."""
+        output = self(window.to(next(self.parameters()).device).unsqueeze(0))
+        return Heard(output.sources[0], self._alone(output.embeddings)[0], output.activity[0])
+
+    def _alone(self, embeddings: Tensor) -> Tensor:
+        """Return unit vectors `(batch, view, dim)`, each view attending to itself alone."""
+        vectors = self.attention(embeddings.flatten(0, 1).unsqueeze(1)).squeeze(1)
+        return nn.functional.normalize(vectors, dim=-1).unflatten(0, embeddings.shape[:2])
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and configuration (JSON) into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"version": MODEL_VERSION, "variant": VARIANT, "config": self.config.model_dump()}
-        (folder / CONFIG_FILE).write_text(json.dumps(about, indent=2) + "\n")
-        save_file(self.state_dict(), folder / WEIGHTS_FILE)
+        write_model(folder, self.config, self.state_dict())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read a model that `save` wrote, in evaluation mode on the CPU.
 
+        One of version 1 gets an activity head that takes every slot for a speaker, with a warning.
+
         Raises:
-            ValueError: the folder holds a model of a later version.
+            FileNotFoundError: a file of the model is missing.
+            ValueError: a file is damaged, of a later version, or not the other's.
         """
-        about = json.loads((Path(folder) / CONFIG_FILE).read_text())
-        if about["version"] > MODEL_VERSION:
-            raise ValueError(
-                f"{folder}: model version {about['version']} is newer than this program's "
-                f"{MODEL_VERSION}: update csc"
-            )
-        model = cls(ModelConfig.model_validate(about["config"]))
-        model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+        config, version = read_config(Path(folder))
+        model = cls(config)
+        read_weights(Path(folder), model, version)
         return model.eval()
+
+
+def _unit_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root mean square `(batch, 1)`, and the waveform divided by it."""
+    level = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-5)
+    return level, waveform / level
 
 
 def _weigh(carrier: Tensor, masks: Tensor) -> Tensor:
@@ -141,8 +228,13 @@ def _weigh(carrier: Tensor, masks: Tensor) -> Tensor:
     return torch.view_as_complex(torch.view_as_real(carrier) * masks.unsqueeze(-1))
 
 
-def _activity(views: Tensor) -> Tensor:
-    """Return each slot's share of the slots' energy; 1 for the unseparated view, the last."""
-    energy = views[:, :-1].square().sum((-1, -2))
-    share = energy / energy.sum(-1, keepdim=True).clamp_min(1e-12)
-    return torch.cat([share, torch.ones_like(share[:, :1])], 1)
+def _loudness(separated: _Separated) -> Tensor:
+    """Return the log of each slot's share of the mixture's energy, `(batch, slot)`; a constant."""
+    energy = separated.views.detach().square().sum((-1, -2))
+    whole = separated.magnitude.detach().square().sum((-1, -2)).unsqueeze(1).clamp_min(1e-8)
+    return torch.log(energy / whole + 1e-4)
+
+
+def _activity(logits: Tensor) -> Tensor:
+    """Return the probability of a speaker in each slot, and 1 for the unseparated view."""
+    return torch.cat([logits.sigmoid(), torch.ones_like(logits[:, :1])], 1)

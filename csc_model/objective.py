@@ -1,31 +1,48 @@
-"""What training minimises: model, speaker table and losses in one module, for DDP to wrap."""
+"""What training minimises: model, speaker table and losses in one module, for DDP to wrap.
 
-from typing import NamedTuple
+`L = separation_weight * separation + contrastive_weight * contrastive + spread_weight * spread +
+activity_weight * activity`. Every term is computed in single precision, and normalised by counts
+over all ranks, so that DDP's mean over ranks is what one process would have.
+"""
+
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csc_model.balance import GradientBalance
+from csc_model.contrast import (
+    MAX_SCALE,
+    Comparison,
+    ContrastConfig,
+    contrast,
+)
+from csc_model.diagnostics import information, slot_cosine, slot_share
+from csc_model.episodes import Episodes, anchor_first, has_anchor, is_mixit, known
+from csc_model.gather import global_mean
 from csc_model.losses import (
+    activity_loss,
     best_permutation,
-    contrastive_loss,
-    mi_lower_bound_nats,
+    nearest_distance,
     pairwise_separation_loss,
     spread_loss,
 )
+from csc_model.mixit import mixit_loss
 from csc_model.model import CSC, Output
+from csc_model.precision import full
+from csc_model.rows import (
+    GlobalVectors,
+    Rows,
+    compare_in_batch,
+    compare_in_mixture,
+    compare_with_table,
+    forget_labels,
+    make_rows,
+    speaker_distance,
+)
 
-MAX_SCALE = 64.0
-
-
-class Episodes(NamedTuple):
-    """A batch of episodes on the training device. The order of references does not matter."""
-
-    mixtures: Tensor  # (batch, condition, time)
-    references: Tensor  # (batch, condition, slot, time), silent where a slot has no speaker
-    speakers: Tensor  # (batch, condition, slot), row of the speaker table, -1 for nobody
-    anchors: Tensor  # (batch,), the speaker that all conditions of an episode share
-    allowed: Tensor  # (batch, condition, condition), who attends to whom
+__all__ = ["Episodes", "Losses", "Objective"]
 
 
 class Losses(NamedTuple):
@@ -37,10 +54,21 @@ class Losses(NamedTuple):
     spread: Tensor
     mi_lower_bound_nats: Tensor
     scale: Tensor
+    activity_nats: Tensor  # 0 where the model has no such head
+    mi_cap_nats: Tensor  # what the bound cannot exceed: log of the number of candidates
+    contrastive_weight: Tensor  # as used, also where gradient norms decide
+    attention_logit: Tensor  # the largest; growth beyond some ten foretells divergence
+    slot_cosine: Tensor  # of the embeddings of two slots of a mixture, in the mean
+    slot_share: Tensor  # of the anchors, in the slot that takes most: 1 / slots is even
+    embedding_distance: Tensor  # to the nearest other speaker in the mean, on the unit sphere
 
 
 class Objective(nn.Module):
-    """The CSC loss over a batch of episodes. The table is closed-set and not part of the model."""
+    """The CSC loss over a batch of episodes. The table is closed-set and not part of the model.
+
+    With `balance="norms"`, the contrastive gradient on the trunk is kept at `contrastive_weight`
+    times that of the separation.
+    """
 
     def __init__(
         self,
@@ -49,67 +77,200 @@ class Objective(nn.Module):
         *,
         separation_weight: float = 0.1,
         spread_weight: float = 0.1,
-        scale: float = 10.0,
+        activity_weight: float = 0.1,
+        contrast: ContrastConfig | None = None,
+        balance: Literal["fixed", "norms"] = "fixed",
     ) -> None:
         super().__init__()
         self.model = model
+        self.contrast = contrast or ContrastConfig()
         self.table = nn.Parameter(
             F.normalize(torch.randn(num_speakers, model.config.embedding_dim), dim=-1)
         )
-        self.raw_scale = nn.Parameter(torch.tensor(scale).expm1().log())
+        self.raw_scale = nn.Parameter(torch.tensor(self.contrast.scale).expm1().log())
+        self.has_table = self.contrast.set != "batch" and not self.contrast.label_free
+        self.table.requires_grad_(self.has_table)
+        self.raw_scale.requires_grad_(self.contrast.learn_scale)
         self.separation_weight, self.spread_weight = separation_weight, spread_weight
+        self.activity_weight = activity_weight
+        self.balance = GradientBalance(2) if balance == "norms" else None
 
     def forward(self, episodes: Episodes, contrastive_weight: float = 1.0) -> Losses:
-        """Return the losses, averaged so that the mean over equal ranks is that of one process."""
-        episodes = _anchor_first(episodes)
+        """Return the losses, averaged so that the mean over equal ranks is that of one process.
+
+        Every rank has as many episodes, of as many conditions and slots.
+        """
+        episodes = anchor_first(episodes)
         output = self.model(episodes.mixtures.flatten(0, 1))
+        with torch.autocast(episodes.mixtures.device.type, enabled=False):
+            exact = output._replace(
+                sources=full(output.sources), embeddings=full(output.embeddings)
+            )
+            return self._losses(exact, episodes, contrastive_weight)
+
+    def _losses(self, output: Output, episodes: Episodes, contrastive_weight: float) -> Losses:
         references = episodes.references.flatten(0, 1)
-        least, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
-        vectors = self._global_vectors(output, assignment, episodes)
-        target = self._target(episodes, references)
+        costs, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
+        separation = _without_sources(costs, output, episodes).mean()
+        activity = _activity(output, episodes, assignment)
+        slots = _in_order(output.embeddings, assignment)
+        rows = self._rows(slots, output.embeddings[:, -1], episodes)
+        comparison = self._comparison(rows, slots, episodes)
         scale = F.softplus(self.raw_scale).clamp_max(MAX_SCALE)
-        entropy = contrastive_loss(vectors, self.table, target, scale)
-        separation, contrastive = least.mean(), entropy.mean()
-        spread = spread_loss(self.table)
+        contrasted = contrast(comparison, scale, self.contrast)
+        contrastive = global_mean(contrasted.cross_entropy, contrasted.held)
+        spread = spread_loss(self.table) if self.has_table else self.table.new_zeros(())
+        weight = self._weight(separation, contrastive, contrastive_weight)
+        bound, cap = information(comparison, contrasted, assignment.numel())
         total = (
             self.separation_weight * separation
-            + contrastive_weight * contrastive
+            + weight * contrastive
             + self.spread_weight * spread
+            + self.activity_weight * activity
         )
-        slots = slice(0, assignment.numel())
-        bound = mi_lower_bound_nats(entropy[slots].detach(), target[slots])
-        return Losses(total, separation, contrastive, spread, bound, scale.detach())
+        return Losses(
+            total,
+            separation,
+            contrastive,
+            spread,
+            bound,
+            scale.detach(),
+            activity,
+            cap,
+            weight,
+            self.model.attention.weights(*self._attended(slots, episodes)).largest_logit,
+            slot_cosine(output.embeddings[:, :-1]),
+            slot_share(assignment[:, 0], has_anchor(episodes).flatten(), slots.shape[1]),
+            self._distance(rows),
+        )
 
-    def _global_vectors(self, output: Output, assignment: Tensor, episodes: Episodes) -> Tensor:
-        """Order slots by reference and attend: `(row, dim)`, anchors, then others, then wholes.
+    @torch.no_grad()
+    def _distance(self, rows: Rows) -> Tensor:
+        """Return the mean distance of speakers to the nearest other, in the table if there is one.
+
+        Otherwise of the means of those in this rank's batch.
+        """
+        return nearest_distance(self.table).mean() if self.has_table else speaker_distance(rows)
+
+    def _weight(self, separation: Tensor, contrastive: Tensor, asked: float) -> Tensor:
+        """Return the weight of the contrastive term, as asked or by the gradients on the trunk."""
+        if self.balance is None:
+            return separation.new_tensor(asked)
+        weights = self.balance(
+            [separation, contrastive], self.model.trunk.parameters(), [1.0, asked]
+        )
+        return self.separation_weight * weights[1]
+
+    def _attended(self, slots: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
+        """Return the anchors' embeddings `(batch, condition, dim)`, and who attends to whom.
+
+        The table knows nothing of this batch, so an anchor may see its other conditions. Where
+        vectors of one episode are compared with each other it may not: what two of them had mixed
+        from the same embeddings would be alike whatever the embeddings say.
+        """
+        anchors = slots[:, 0].unflatten(0, episodes.mixtures.shape[:2])
+        itself = torch.eye(anchors.shape[1], dtype=torch.bool, device=anchors.device)
+        if self.contrast.set != "table":
+            return anchors, itself.expand_as(episodes.allowed)
+        allowed = episodes.allowed & has_anchor(episodes).unsqueeze(1)
+        return anchors, allowed | (itself & ~allowed.any(-1, keepdim=True))
+
+    def _rows(self, slots: Tensor, wholes: Tensor, episodes: Episodes) -> Rows:
+        """Attend, and say who each vector is: anchors, then others, then unseparated views.
 
         Only the anchor's slots see other conditions; interferers and unseparated views have none.
         """
-        index = assignment.unsqueeze(-1).expand(-1, -1, output.embeddings.shape[-1])
-        slots = output.embeddings.gather(1, index)
-        anchors = slots[:, 0].unflatten(0, episodes.mixtures.shape[:2])
-        alone = torch.cat([slots[:, 1:].flatten(0, 1), output.embeddings[:, -1]])
         attention = self.model.attention
-        attended = attention(anchors, episodes.allowed).flatten(0, 1)
-        return torch.cat([attended, attention(alone.unsqueeze(1)).squeeze(1)])
+        anchors, allowed = self._attended(slots, episodes)
+        alone = torch.cat([slots[:, 1:], wholes.unsqueeze(1)], 1)
+        vectors = torch.cat(
+            [
+                attention(anchors, allowed).flatten(0, 1).unsqueeze(1),
+                attention(alone.flatten(0, 1).unsqueeze(1)).view_as(alone),
+            ],
+            1,
+        )
+        speakers = known(episodes)
+        if self.contrast.label_free:
+            speakers = forget_labels(speakers, has_anchor(episodes))
+        return make_rows(
+            vectors.transpose(0, 1), speakers.flatten(0, 1), episodes.references.flatten(0, 1)
+        )
 
-    def _target(self, episodes: Episodes, references: Tensor) -> Tensor:
-        """Return p in the order of the vectors: the slot's speaker; for wholes, by energy."""
-        speakers = episodes.speakers.flatten(0, 1)
-        present = (speakers >= 0).float().unsqueeze(-1)
-        one_hot = F.one_hot(speakers.clamp_min(0), len(self.table)) * present
-        energy = references.square().mean(-1, keepdim=True) * present
-        share = energy / energy.sum(1, keepdim=True).clamp_min(1e-12)
-        whole = (one_hot * share).sum(1)
-        return torch.cat([one_hot[:, 0], one_hot[:, 1:].flatten(0, 1), whole])
+    def _comparison(self, rows: Rows, slots: Tensor, episodes: Episodes) -> Comparison:
+        if self.contrast.set == "table":
+            return compare_with_table(rows, self.table)
+        if self.contrast.set == "batch":
+            return compare_in_batch(rows)
+        if self.contrast.label_free:  # an unseparated view holds recordings that have no vector
+            rows = rows._replace(shares=rows.shares * rows.is_slot.unsqueeze(-1))
+        return compare_in_mixture(rows, self._global_vectors(rows, slots, episodes))
+
+    def _global_vectors(self, rows: Rows, slots: Tensor, episodes: Episodes) -> GlobalVectors:
+        """Return the voices of each mixture, as they are known from elsewhere.
+
+        The anchor's is what attention makes of its other conditions, this one left out. Whoever has
+        none is the row of the table, or, without labels, the slot's own vector, which is then never
+        the answer. At most log of the number of slots can be learned: 0.69 nats of two voices.
+        """
+        speakers = known(episodes).flatten(0, 1)
+        elsewhere, is_known = self._elsewhere(slots, has_anchor(episodes))
+        if self.contrast.label_free:
+            others = (
+                rows.vectors[: speakers.numel()].unflatten(0, (-1, len(speakers))).transpose(0, 1)
+            )
+        else:
+            others = F.normalize(self.table, dim=-1)[speakers.clamp_min(0)]
+        is_elsewhere = F.pad(is_known.flatten().unsqueeze(1), (0, speakers.shape[1] - 1))
+        vectors = torch.where(
+            is_elsewhere.unsqueeze(-1), elsewhere.flatten(0, 1).unsqueeze(1), others
+        )
+        heard = speakers >= 0
+        return GlobalVectors(vectors, is_elsewhere if self.contrast.label_free else heard, heard)
+
+    def _elsewhere(self, slots: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the anchor as its other conditions show it, and whether there are any.
+
+        Shapes `(batch, condition, dim)` and `(batch, condition)`. Each of the others attends to all
+        of them, and their mean is taken: nothing of the condition itself is in it, so that it
+        cannot be recognised by its words or its channel (reconstruction).
+        """
+        anchors = slots[:, 0].unflatten(0, present.shape)
+        itself = torch.eye(anchors.shape[1], dtype=torch.bool, device=anchors.device)
+        usable = present.unsqueeze(1) & ~itself  # (batch, left out, condition)
+        found = usable.any(-1)
+        mask = usable | (itself & ~found.unsqueeze(-1))
+        attended = self.model.attention(
+            anchors.repeat_interleave(anchors.shape[1], 0),
+            mask.flatten(0, 1).unsqueeze(1).expand(-1, anchors.shape[1], -1),
+        ).unflatten(0, anchors.shape[:2])
+        mean = (attended * mask.unsqueeze(-1)).sum(2)
+        return F.normalize(mean, dim=-1), found & present
 
 
-def _anchor_first(episodes: Episodes) -> Episodes:
-    """Put the anchor's reference first in every condition, with its label."""
-    others = (episodes.speakers != episodes.anchors[:, None, None]).int()
-    order = others.argsort(stable=True, dim=-1)
-    index = order.unsqueeze(-1).expand_as(episodes.references)
-    return episodes._replace(
-        references=episodes.references.gather(2, index),
-        speakers=episodes.speakers.gather(2, order),
-    )
+def _in_order(embeddings: Tensor, assignment: Tensor) -> Tensor:
+    """Return the slots' embeddings `(mixture, slot, dim)` in the order of the references."""
+    index = assignment.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])
+    return embeddings.gather(1, index)
+
+
+def _without_sources(costs: Tensor, output: Output, episodes: Episodes) -> Tensor:
+    """Put the MixIT cost in place of the PIT cost `(mixture,)` where no source is known."""
+    mixed = is_mixit(episodes)
+    if mixed is None:
+        return costs
+    if episodes.references.shape[2] < 2:
+        raise ValueError("mixtures of mixtures need two slots at least: set num_slots to 2 or more")
+    two, _ = mixit_loss(output.sources, episodes.references.flatten(0, 1)[:, :2])
+    return torch.where(mixed, two, costs)
+
+
+def _activity(output: Output, episodes: Episodes, assignment: Tensor) -> Tensor:
+    """Return the loss of the activity head, zero where the model has none."""
+    logits = getattr(output, "activity_logits", None)
+    if logits is None:
+        return output.sources.new_zeros(())
+    values = activity_loss(logits, episodes.references.flatten(0, 1), assignment)
+    mixed = is_mixit(episodes)
+    held = torch.ones_like(values, dtype=torch.bool) if mixed is None else ~mixed
+    return global_mean(values, held)

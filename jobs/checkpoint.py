@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from jobs.ema import Average
+
 BEST = "best"
 LAST, OPTIMIZER, STATE = "last.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE = "average.safetensors"
 
 
 class State(NamedTuple):
@@ -18,6 +21,7 @@ class State(NamedTuple):
     step: int
     best_step: int
     best_valid_eer: float
+    averaged: int = 0  # updates of the running average
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -25,7 +29,11 @@ class State(NamedTuple):
 
 
 def save_training(
-    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, state: State
+    folder: Path,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    average: Average | None = None,
 ) -> None:
     """Write what a resumed run needs to go on as if nothing had happened."""
     save_file(_plain(objective.state_dict()), folder / LAST)
@@ -35,10 +43,18 @@ def save_training(
         for name, value in slots.items()
     }
     save_file(_plain(moments), folder / OPTIMIZER)
+    if average is not None:
+        save_file(_plain(average.state), folder / AVERAGE)
+        state = state._replace(averaged=average.updates)
     (folder / STATE).write_text(json.dumps(state._asdict()))
 
 
-def load_training(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def load_training(
+    folder: Path,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None = None,
+) -> State:
     """Restore what `save_training` wrote, in place."""
     objective.load_state_dict(load_file(folder / LAST))
     state: dict[int, dict[str, Any]] = {}
@@ -47,7 +63,10 @@ def load_training(folder: Path, objective: nn.Module, optimizer: torch.optim.Opt
         state.setdefault(int(number), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return State.read(folder)
+    restored = State.read(folder)
+    if average is not None:
+        average.load(load_file(folder / AVERAGE), restored.averaged)
+    return restored
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,11 +6,12 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from csc_model.config import ModelConfig
+from csc_model.contrast import ContrastConfig
 from pipeline.corpora import IngestConfig
 from pipeline.distributions import BuildConfig
 from pipeline.errors import CscError
@@ -31,12 +32,27 @@ class TrainConfig(Strict):
     lr: float = Field(1e-3, gt=0)
     table_lr_scale: float = Field(2.0, gt=0, description="of the speaker table, over lr")
     warmup_steps: int = Field(50, ge=0)
+    schedule: Literal["linear", "rex", "cosine", "constant"] = "linear"
+    refined: list[float] = Field([], description="schedule of an earlier run's gradient norms")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="of the averaged weights that are judged and kept; 0: none"
+    )
+    accumulate: int = Field(1, ge=1, description="parts of a worker's share before each step")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs")
+    compile: bool = Field(False, description="torch.compile; GALR's LSTM breaks its graph")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, at most")
+    early_stop: int = Field(0, ge=0, description="validations without a better one; 0: never")
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(5.0, gt=0)
     separation_weight: float = Field(0.1, ge=0)
     contrastive_weight: float = Field(1.0, ge=0)
     contrastive_ramp_steps: int = Field(0, ge=0, description="separation alone at first")
     spread_weight: float = Field(0.1, ge=0)
+    activity_weight: float = Field(0.1, ge=0, description="of telling slots that nobody speaks in")
+    balance: Literal["fixed", "norms"] = Field(
+        "fixed", description="norms: contrastive_weight is a ratio of gradient norms on the trunk"
+    )
+    contrast: ContrastConfig = ContrastConfig()
     validate_every: int = Field(500, ge=1, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
 
@@ -45,6 +61,11 @@ class TrainConfig(Strict):
         if self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of workers {self.workers}"
+            )
+        if self.batch_size // self.workers % self.accumulate:
+            raise ValueError(
+                f"a worker's share of batch_size, {self.batch_size // self.workers}, is not a "
+                f"multiple of accumulate {self.accumulate}"
             )
         return self
 
@@ -109,11 +130,6 @@ class Config(Strict):
             raise ValueError(
                 f"train.remix moves voices within blocks of build.episodes_per_group {block}, and "
                 f"a worker's share of train.batch_size, {share}, is no multiple of it: change one"
-            )
-        if self.build.mixing.ever("mixit_share"):
-            raise ValueError(
-                "build.mixing.mixit_share: training has no loss for mixtures of mixtures; they can "
-                "be built, looked at and exported with the pipeline alone"
             )
         if self.model.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ValueError(

@@ -4,26 +4,33 @@ Step t is a function of (seed, t): batch, attention masks and dropout are drawn 
 resumed run needs no generator state and goes on where the checkpoint was made.
 """
 
+import math
 import shutil
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from csc_model.attention import draw_allowed
 from csc_model.model import CSC
 from csc_model.objective import Episodes, Losses, Objective
+from jobs.batches import parts, to_episodes
 from jobs.checkpoint import BEST, State, load_training, save_training
 from jobs.config import Config, TrainConfig
+from jobs.ema import Average
+from jobs.meter import Meter
+from jobs.schedules import factor
 from jobs.validation import Validator
 from pipeline.draws import stream_key
+from pipeline.errors import CscError
 from pipeline.loader import Batch, EpisodeLoader, audio_seconds
-from pipeline.render import render
 from pipeline.storage import Folder
 
 STEPS_PER_LINE = 20
@@ -36,9 +43,14 @@ def new_model(config: Config) -> CSC:
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Return warm-up and linear decay to zero at the last step, over the base rate."""
-    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    return warm * (1 - step / config.steps)
+    """Return the rate of a step over the base rate."""
+    return factor(
+        step,
+        steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        shape="refined" if config.refined else config.schedule,
+        refined=config.refined,
+    )
 
 
 def build_optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
@@ -54,25 +66,8 @@ def build_optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Op
         ],
         lr=config.lr,
         betas=(0.9, 0.98),
+        fused=True,
     )
-
-
-def to_episodes(
-    batch: Batch, bank: Tensor | None, seed: int, step: int, rank: int, world: int
-) -> Episodes:
-    """Render a batch on its device and draw this rank's share of the global attention masks.
-
-    Nobody attends to a mixture that lacks the anchor, unless nothing else is left.
-    """
-    rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
-    share, conditions = batch.speakers.shape[:2]
-    generator = torch.Generator().manual_seed(stream_key(seed, "attention", step) % 2**63)
-    allowed = draw_allowed(share * world, conditions, generator)[rank * share : (rank + 1) * share]
-    heard = (batch.speakers[:, :, 0] >= 0).unsqueeze(1)
-    itself = torch.eye(conditions, dtype=torch.bool, device=heard.device)
-    allowed = allowed.to(heard.device) & heard
-    allowed |= itself & ~allowed.any(-1, keepdim=True)
-    return Episodes(rendered.mixtures, rendered.references, batch.speakers, batch.anchors, allowed)
 
 
 class Job(NamedTuple):
@@ -81,6 +76,7 @@ class Job(NamedTuple):
     config: Config
     store: Folder
     dataset: Folder
+    folder: str  # of the run
     num_speakers: int
     reporter: Any  # handle of the actor that the driver listens to
 
@@ -90,40 +86,10 @@ class Job(NamedTuple):
             Config.model_validate_json(told["config"]),
             Folder(told["store"]),
             Folder(told["dataset"]),
+            told["folder"],
             told["num_speakers"],
             told["reporter"],
         )
-
-
-class Meter:
-    """Means of the losses since the last validation, and where the time went."""
-
-    def __init__(self) -> None:
-        self.began = self.mark = time.perf_counter()
-        self.waited = self.seconds = 0.0
-        self.count = 0
-        self.sums: dict[str, Tensor] = {}
-
-    def loaded(self) -> None:
-        """Call when a batch has come: the time since the last step was spent waiting for it."""
-        self.waited += time.perf_counter() - self.mark
-
-    def stepped(self, losses: Losses, grad_norm: Tensor, seconds: float) -> None:
-        """Count a step over `seconds` of audio, on all ranks together."""
-        for name, value in {**losses._asdict(), "grad_norm": grad_norm}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value
-        self.count, self.seconds = self.count + 1, self.seconds + seconds
-        self.mark = time.perf_counter()
-
-    def line(self) -> dict[str, float]:
-        """Return what is logged."""
-        spent = self.mark - self.began
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
-        speed = {
-            "audio_seconds_per_s": self.seconds / spent,
-            "data_wait_share": self.waited / spent,
-        }
-        return means | speed
 
 
 class Worker:
@@ -141,12 +107,20 @@ class Worker:
             job.num_speakers,
             separation_weight=config.train.separation_weight,
             spread_weight=config.train.spread_weight,
+            activity_weight=config.train.activity_weight,
+            contrast=config.train.contrast,
+            balance=config.train.balance,
         ).to(self.device)
-        self.wrapped = ray.train.torch.prepare_model(self.objective)
+        self.average: Average | None = None
+        if config.train.ema_decay:
+            self.average = Average(self.objective.model, config.train.ema_decay)
+        self.ddp = ray.train.torch.prepare_model(self.objective)
+        self.wrapped = torch.compile(self.ddp) if config.train.compile else self.ddp
         self.optimizer = build_optimizer(self.objective, config.train)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.state = State(0, 0, 1.0)
         self.best: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
         self.train_data = self._loader("train")
         bank = self.train_data.rooms
         self.bank = None if bank is None else bank.to(self.device)
@@ -169,45 +143,110 @@ class Worker:
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            self.state = load_training(Path(folder), self.objective, self.optimizer)
-            self.best = CSC.load(Path(folder) / BEST).state_dict()
+            self.state = load_training(Path(folder), self.objective, self.optimizer, self.average)
+            if (Path(folder) / BEST).exists():
+                self.best = CSC.load(Path(folder) / BEST).state_dict()
 
     def run(self) -> None:
-        """Train to the last step, with a checkpoint and a validation at the configured pace."""
+        """Train to the last step, with checkpoints and validations at the configured pace."""
         self.resume()
-        meter, last = Meter(), self.config.train.steps
-        while self.state.step < last:
+        meter, train = Meter(), self.config.train
+        while self.state.step < train.steps and not self._is_over():
             epoch, first = divmod(self.state.step, self.train_data.steps_per_epoch)
             for batch in self.train_data.batches(epoch, first):
-                meter.loaded()
-                losses, grad_norm = self.step(batch)
-                meter.stepped(losses, grad_norm, audio_seconds(batch) * self.world)
+                meter.passed("data_wait")
+                losses, grad_norm = self.step(batch, meter)
+                rate = self.optimizer.param_groups[0]["lr"]
+                meter.stepped(losses, grad_norm, rate, audio_seconds(batch) * self.world)
                 self.state = self.state._replace(step=self.state.step + 1)
-                due = self.state.step % self.config.train.validate_every == 0
-                if due or self.state.step % STEPS_PER_LINE == 0 or self.state.step == last:
+                last = self.state.step == train.steps
+                due = self.state.step % train.validate_every == 0 or last
+                if due or self.state.step % STEPS_PER_LINE == 0:
                     self.tell(meter.line())
-                if due or self.state.step == last:
+                if due:
                     self.validate()
                     meter = Meter()
-                if self.state.step == last:
-                    break
+                    if last or self._is_over():
+                        break
+                elif self._save_is_due():
+                    self._report({})
 
-    def step(self, batch: Batch) -> tuple[Losses, Tensor]:
-        """Take one optimizer step on this rank's share of a global batch."""
+    def _is_over(self) -> bool:
+        """Tell whether validation has not become better for as long as is waited for that."""
+        patience = self.config.train.early_stop * self.config.train.validate_every
+        return bool(patience) and self.state.step - self.state.best_step >= patience
+
+    def _save_is_due(self) -> bool:
+        """Ask rank 0's clock, now and then, so that all ranks save at the same step."""
+        if self.state.step % STEPS_PER_LINE:
+            return False
+        due = time.monotonic() - self.saved_at > 60 * self.config.train.checkpoint_minutes
+        answer = torch.tensor([due], dtype=torch.int32, device=self.device)
+        if self.world > 1:
+            dist.broadcast(answer, 0)
+        return bool(answer.item())
+
+    def step(self, batch: Batch, meter: Meter) -> tuple[Losses, float]:
+        """Take one optimizer step on this rank's share of a global batch.
+
+        Raises:
+            CscError: the loss or its gradient is no number; the batch was saved.
+        """
         step, train = self.state.step, self.config.train
         torch.manual_seed(stream_key(self.config.seed, "dropout", step, self.rank) % 2**63)
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * learning_rate_factor(step, train)
         ramp = min(1.0, step / train.contrastive_ramp_steps) if train.contrastive_ramp_steps else 1
-        episodes = to_episodes(
-            batch.to(self.device), self.bank, self.config.seed, step, self.rank, self.world
-        )
-        losses = self.wrapped(episodes, train.contrastive_weight * ramp)
+        moved = batch.to(self.device)
+        episodes = to_episodes(moved, self.bank, self.config.seed, step, self.rank, self.world)
         self.optimizer.zero_grad()
-        losses.total.backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.objective.parameters(), train.clip_norm)
+        made = [
+            self._backward(part, train.contrastive_weight * ramp, last, meter)
+            for last, part in _marked(parts(episodes, train.accumulate), train.accumulate)
+        ]
+        losses = Losses(*(torch.stack(terms).mean() for terms in zip(*made, strict=True)))
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), train.clip_norm)
+        grad_norm = float(norm)
+        if not math.isfinite(grad_norm) or not math.isfinite(float(losses.total)):
+            raise CscError(self._not_a_number(batch, losses, grad_norm))
         self.optimizer.step()
-        return Losses(*(term.detach() for term in losses)), grad_norm
+        if self.average is not None:
+            self.average.update(self.objective.model)
+        meter.passed("optimizer")
+        return losses, grad_norm
+
+    def _backward(
+        self, episodes: Episodes, contrastive_weight: float, last: bool, meter: Meter
+    ) -> Losses:
+        """Add the gradient of a part of the batch; ranks exchange theirs with the last one."""
+        bf16 = self.config.train.precision == "bf16"
+        bf16 |= self.config.train.precision == "auto" and self.device.type == "cuda"
+        quiet: AbstractContextManager[Any] = nullcontext()
+        if not last and self.world > 1:
+            quiet = self.ddp.no_sync()
+        with quiet:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                losses = self.wrapped(episodes, contrastive_weight)
+            meter.passed("forward")
+            (losses.total / self.config.train.accumulate).backward()
+            meter.passed("backward")
+        return Losses(*(term.detach() for term in losses))
+
+    def _not_a_number(self, batch: Batch, losses: Losses, grad_norm: float) -> str:
+        """Save the batch of this rank beside the run, and say what happened."""
+        name = f"not-a-number-step-{self.state.step}-rank-{self.rank}.safetensors"
+        folder = Folder(self.job.folder)
+        with folder.scratch() as scratch:
+            tensors = {name: tensor.contiguous() for name, tensor in batch._asdict().items()}
+            save_file(tensors, scratch / name)
+            folder.put(name, scratch / name)
+        terms = ", ".join(f"{key} {float(value):.4g}" for key, value in losses._asdict().items())
+        return (
+            f"step {self.state.step}: the loss or its gradient is no number (gradient norm "
+            f"{grad_norm:.4g}; {terms}); the batch is in {folder.path(name)}; set train.lr or "
+            "train.clip_norm lower, or train.precision=fp32, and train again from the last "
+            "checkpoint"
+        )
 
     def tell(self, metrics: dict[str, float]) -> None:
         """Send metrics of this step to the driver: rank 0 does, so losses are of its share."""
@@ -216,29 +255,46 @@ class Worker:
 
     def validate(self) -> None:
         """Measure, keep the best weights and hand Ray Train a checkpoint; all ranks take part."""
-        valid_eer, improvement_db = self.validator.measure(self.objective.model)
+        model = self.objective.model
+        if self.average is not None:
+            model = CSC(self.config.model).to(self.device)
+            model.load_state_dict(self.average.state)
+        valid_eer, improvement_db = self.validator.measure(model)
         if not self.best or valid_eer < self.state.best_valid_eer:
             self.state = self.state._replace(best_step=self.state.step, best_valid_eer=valid_eer)
-            weights = self.objective.model.state_dict()
+            weights = model.state_dict()
             self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
         metrics = {"valid_eer": valid_eer, "valid_si_snr_improvement_db": improvement_db}
         self.tell(metrics)
         self._report(metrics)
 
     def _report(self, metrics: dict[str, float]) -> None:
+        """Hand Ray Train a checkpoint, which it uploads while training goes on."""
+        self.saved_at = time.monotonic()
         if self.rank:
             ray.train.report(metrics)
             return
         folder = Path(tempfile.mkdtemp(prefix="csc-checkpoint-"))
         try:
-            save_training(folder, self.objective, self.optimizer, self.state)
-            best = CSC(self.config.model)
-            best.load_state_dict(self.best)
-            best.save(folder / BEST)
-            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
-            ray.train.report(metrics, checkpoint=checkpoint)
-        finally:
+            save_training(folder, self.objective, self.optimizer, self.state, self.average)
+            if self.best:
+                best = CSC(self.config.model)
+                best.load_state_dict(self.best)
+                best.save(folder / BEST)
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            raise
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+def _marked(episodes: Any, count: int) -> Any:
+    """Yield parts of a batch, each with whether it is the last one."""
+    return ((place == count - 1, part) for place, part in enumerate(episodes))
 
 
 def train_loop(told: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Embedding and scoring of trials, the same in training, evaluation and `csc verify`.
 
 The rule: enrolment is clean and alone, so its unseparated view stands for it. A test scores by the
-largest cosine over its slots and its unseparated view. Nothing is attended over but the recording
-itself.
+largest cosine over its active slots and its unseparated view. Nothing is attended over but the
+recording itself.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from csc_model.metrics import Trials as ScoredTrials
 from csc_model.mfcc import mfcc_statistics
-from csc_model.model import CSC
+from csc_model.model import ACTIVE, CSC
 from pipeline.render import render
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.trials import TrialAudio, Trials
@@ -32,8 +32,10 @@ def embed_with(model: CSC) -> Embed:
     device = next(model.parameters()).device
 
     def embed(samples: Samples) -> Views:
-        vectors, _ = model.embed(torch.from_numpy(samples).to(device))
-        return vectors.float().cpu().numpy()
+        vectors, activity = model.embed(torch.from_numpy(samples).to(device))
+        # A slot that nobody speaks in repeats the whole, so that it never wins.
+        heard = torch.where((activity >= ACTIVE).unsqueeze(-1), vectors, vectors[-1])
+        return heard.float().cpu().numpy()
 
     return embed
 
@@ -78,7 +80,8 @@ def decide(model: CSC, enrolment: Samples, test: Samples) -> tuple[float, dict[s
     """Score one pair and say which view of the test side won, with the slots' activity."""
     vectors, activity = model.embed(torch.from_numpy(test))
     cosines = vectors @ model.embed(torch.from_numpy(enrolment))[0][-1]
+    cosines = cosines.masked_fill(activity < ACTIVE, -torch.inf)
     best = int(cosines.argmax())
     names = [f"slot {slot + 1}" for slot in range(len(cosines) - 1)] + ["the recording as it is"]
-    shares = [round(float(share), 3) for share in activity[:-1]]
-    return float(cosines[best]), {"view": names[best], "activity": shares}
+    active = [round(float(probability), 3) for probability in activity[:-1]]
+    return float(cosines[best]), {"view": names[best], "activity": active}

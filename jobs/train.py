@@ -108,6 +108,7 @@ def _fit(
             "config": config.model_dump_json(),
             "store": store.uri,
             "dataset": dataset.uri,
+            "folder": folder.uri,
             "num_speakers": num_speakers,
             "reporter": reporter,
         },

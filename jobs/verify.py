@@ -30,7 +30,8 @@ def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> 
     say("same speaker" if score >= threshold else "different speakers")
     say(f"  score {score:.3f}, threshold {threshold:.3f} (equal error rate on validation trials)")
     say(f"  best match in the second file: {details['view']}")
-    say(f"  energy of its slots: {', '.join(f'{share:.0%}' for share in details['activity'])}")
+    active = ", ".join(f"{probability:.0%}" for probability in details["activity"])
+    say(f"  somebody speaks in its slots: {active}")
 
 
 class Verifier(NamedTuple):

@@ -1,0 +1,33 @@
+"""What is logged beside the losses, because training goes wrong there first."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csc_model.contrast import Comparison, Contrasted, mi_cap_nats, mi_lower_bound_nats
+
+
+@torch.no_grad()
+def information(
+    comparison: Comparison, contrasted: Contrasted, num_slots: int
+) -> tuple[Tensor, Tensor]:
+    """Return the bound on the information in this rank's slots, the first rows, and its cap."""
+    p = comparison.p[:num_slots] * contrasted.held[:num_slots, None]
+    allowed = None if comparison.allowed is None else comparison.allowed[:num_slots]
+    return mi_lower_bound_nats(contrasted.evidence[:num_slots], p, allowed), mi_cap_nats(p, allowed)
+
+
+@torch.no_grad()
+def slot_cosine(embeddings: Tensor) -> Tensor:
+    """Return the mean cosine of the embeddings `(mixture, slot, dim)` of two different slots."""
+    unit = F.normalize(embeddings, dim=-1)
+    cosine = unit @ unit.transpose(-1, -2)
+    pairs = max(unit.shape[1] * (unit.shape[1] - 1), 1)
+    return (cosine.sum((-1, -2)) - cosine.diagonal(dim1=-2, dim2=-1).sum(-1)).mean() / pairs
+
+
+@torch.no_grad()
+def slot_share(winner: Tensor, held: Tensor, num_slots: int) -> Tensor:
+    """Return the share of the slot that takes most of the anchors."""
+    wins = (F.one_hot(winner, num_slots) * held.unsqueeze(-1)).sum(0)
+    return wins.max() / wins.sum().clamp_min(1)

@@ -1,0 +1,44 @@
+"""From what the loader reads to what the objective takes, and how a batch is cut for it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from csc_model.attention import draw_allowed
+from csc_model.objective import Episodes
+from pipeline.draws import stream_key
+from pipeline.loader import Batch
+from pipeline.render import render
+
+
+def to_episodes(
+    batch: Batch, bank: Tensor | None, seed: int, step: int, rank: int, world: int
+) -> Episodes:
+    """Render a batch on its device and draw this rank's share of the global attention masks.
+
+    Nobody attends to a mixture that lacks the anchor, unless nothing else is left.
+    """
+    rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
+    share, conditions = batch.speakers.shape[:2]
+    generator = torch.Generator().manual_seed(stream_key(seed, "attention", step) % 2**63)
+    allowed = draw_allowed(share * world, conditions, generator)[rank * share : (rank + 1) * share]
+    heard = (batch.speakers[:, :, 0] >= 0).unsqueeze(1)
+    itself = torch.eye(conditions, dtype=torch.bool, device=heard.device)
+    allowed = allowed.to(heard.device) & heard
+    allowed |= itself & ~allowed.any(-1, keepdim=True)
+    return Episodes(
+        rendered.mixtures,
+        rendered.references,
+        batch.speakers,
+        batch.anchors,
+        allowed,
+        batch.mixit,
+    )
+
+
+def parts(episodes: Episodes, count: int) -> Iterator[Episodes]:
+    """Cut a batch into `count` equal parts, for as many passes before one optimizer step."""
+    chunks = [None if field is None else field.chunk(count) for field in episodes]
+    for place in range(count):
+        yield Episodes._make(None if chunk is None else chunk[place] for chunk in chunks)

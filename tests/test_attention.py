@@ -1,0 +1,58 @@
+"""Attention over conditions: who reads whom, with which weights."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csc_model.attention import ConditionAttention, draw_allowed
+
+
+def test_attention_reads_only_what_it_may() -> None:
+    attention = ConditionAttention(8, 2)
+    embedding = torch.randn(1, 3, 8)
+    itself = torch.eye(3, dtype=torch.bool)[None]
+    changed = embedding.clone()
+    changed[:, 1:] += 1
+    torch.testing.assert_close(attention(embedding, itself)[:, 0], attention(changed, itself)[:, 0])
+    assert not torch.allclose(attention(embedding)[:, 0], attention(changed)[:, 0])
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_every_query_may_attend_to_something(batch: int, conditions: int, seed: int) -> None:
+    allowed = draw_allowed(batch, conditions, torch.Generator().manual_seed(seed))
+    assert allowed.shape == (batch, conditions, conditions)
+    assert allowed.any(-1).all()
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_weights_are_those_that_forward_mixes_with(qk_norm: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    attention, embedding = ConditionAttention(16, 4, qk_norm=qk_norm), torch.randn(5, 3, 16)
+    allowed = draw_allowed(5, 3, torch.Generator().manual_seed(1)) if masked else None
+    weights = attention.weights(embedding, allowed).weights
+    assert weights.shape == (5, 4, 3, 3)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(5, 4, 3))
+    if allowed is not None:
+        assert not weights[~allowed.unsqueeze(1).expand_as(weights)].any()
+    value = attention.value(embedding).reshape(5, 3, 4, 4)
+    mixed = torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(-2)
+    expected = attention.norm(embedding + attention.out(mixed))
+    torch.testing.assert_close(attention(embedding, allowed), expected)
+
+
+def test_the_largest_logit_grows_with_the_embeddings_unless_bounded() -> None:
+    torch.manual_seed(0)
+    embedding = torch.randn(4, 3, 16)
+    free, bounded = ConditionAttention(16, 4), ConditionAttention(16, 4, qk_norm=True)
+    assert free.weights(100 * embedding).largest_logit > 1000 * free.weights(embedding)[1]
+    assert bounded.weights(100 * embedding).largest_logit <= math.sqrt(16 / 4) + 1e-5
+
+
+def test_one_condition_attends_to_itself() -> None:
+    weights = ConditionAttention(8, 2).weights(torch.randn(2, 1, 8)).weights
+    assert torch.equal(weights, torch.ones(2, 2, 1, 1))
