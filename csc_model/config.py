@@ -61,6 +61,11 @@ class ModelConfig(BaseModel):
     def _sizes_fit(self) -> Self:
         if self.hop > self.window:
             raise ValueError(f"hop {self.hop} leaves gaps: it must not exceed window {self.window}")
+        if self.frontend == "stft" and self.hop == self.window:
+            raise ValueError(
+                f"hop {self.hop} is all of window {self.window}: where the window is zero nothing "
+                "can be restored; make it smaller"
+            )
         if self.segment % 2:
             raise ValueError(f"segment {self.segment} must be even: segments overlap by one half")
         for name in ("channels", "embedding_dim"):

@@ -6,6 +6,7 @@ before. What both say about the part they share decides; where a slot is silent 
 by the embeddings so far. All of this is ours; the signals meet in a linear cross-fade.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import permutations
 from typing import NamedTuple
@@ -46,9 +47,9 @@ def window_samples(window_s: float, sample_rate_hz: int) -> int:
     """Return the length of a window in samples.
 
     Raises:
-        ValueError: it is shorter than `SHORTEST_S`.
+        ValueError: it is shorter than `SHORTEST_S`, or infinite.
     """
-    if not window_s >= SHORTEST_S:
+    if not SHORTEST_S <= window_s < math.inf:
         raise ValueError(
             f"window_s {window_s} is too short: give {SHORTEST_S} or more, for slots are told "
             "apart by what two windows share"

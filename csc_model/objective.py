@@ -116,10 +116,12 @@ class Objective(nn.Module):
         slots = _in_order(output.embeddings, assignment)
         rows = self._rows(slots, output.embeddings[:, -1], episodes)
         comparison = self._comparison(rows, slots, episodes)
-        scale = F.softplus(self.raw_scale).clamp_max(MAX_SCALE)
+        scale = F.softplus(self.raw_scale)
+        scale = scale + (scale.clamp_max(MAX_SCALE) - scale).detach()  # it can come down again
         contrasted = contrast(comparison, scale, self.contrast)
         contrastive = global_mean(contrasted.cross_entropy, contrasted.held)
-        spread = spread_loss(self.table) if self.has_table else self.table.new_zeros(())
+        distance = nearest_distance(self.table) if self.has_table else None
+        spread = self.table.new_zeros(()) if distance is None else spread_loss(distance)
         weight = self._weight(separation, contrastive, contrastive_weight)
         bound, cap = information(comparison, contrasted, assignment.numel())
         total = (
@@ -141,16 +143,9 @@ class Objective(nn.Module):
             self.model.attention.weights(*self._attended(slots, episodes)).largest_logit,
             slot_cosine(output.embeddings[:, :-1]),
             slot_share(assignment[:, 0], has_anchor(episodes).flatten(), slots.shape[1]),
-            self._distance(rows),
+            # Of the table, or else of the means of those in this rank's batch.
+            speaker_distance(rows) if distance is None else distance.detach().mean(),
         )
-
-    @torch.no_grad()
-    def _distance(self, rows: Rows) -> Tensor:
-        """Return the mean distance of speakers to the nearest other, in the table if there is one.
-
-        Otherwise of the means of those in this rank's batch.
-        """
-        return nearest_distance(self.table).mean() if self.has_table else speaker_distance(rows)
 
     def _weight(self, separation: Tensor, contrastive: Tensor, asked: float) -> Tensor:
         """Return the weight of the contrastive term, as asked or by the gradients on the trunk."""
@@ -257,7 +252,7 @@ def _in_order(embeddings: Tensor, assignment: Tensor) -> Tensor:
 def _without_sources(costs: Tensor, output: Output, episodes: Episodes) -> Tensor:
     """Put the MixIT cost in place of the PIT cost `(mixture,)` where no source is known."""
     mixed = is_mixit(episodes)
-    if mixed is None:
+    if mixed is None or not mixed.any():
         return costs
     if episodes.references.shape[2] < 2:
         raise ValueError("mixtures of mixtures need two slots at least: set num_slots to 2 or more")

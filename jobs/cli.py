@@ -35,11 +35,17 @@ app = typer.Typer(
 
 @contextmanager
 def _run(
-    source: str, overrides: list[str] | None, workspace: str | None, fresh: bool
+    source: str,
+    overrides: list[str] | None,
+    workspace: str | None,
+    fresh: bool,
+    refine: str | None = None,
 ) -> Iterator["Run"]:
     config = configured(source, overrides, workspace)
-    from jobs.run import Run
+    from jobs.run import Run, refined
 
+    if refine is not None:
+        config = refined(config, refine)
     with interruptible(), Run(config, fresh=fresh) as run:
         yield run
 
@@ -142,7 +148,26 @@ app.command()(check)
 app.command()(show)
 app.add_typer(import_app, name="import")
 app.command()(export)
-_stage_command("train", "Train the CSC model; checkpoints let a stopped run go on.")
+
+
+@app.command()
+def train(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    fresh: FreshOption = False,
+    refine: Annotated[
+        str | None,
+        typer.Option("--refine", help="MLflow run whose gradient norms give the schedule."),
+    ] = None,
+) -> None:
+    """Train the CSC model; checkpoints let a stopped run go on.
+
+    With --refine, the learning rate follows what the gradients of an earlier run speak for, with a
+    warm-up and a decay of its own.
+    """
+    with _run(config, set_, workspace, fresh, refine) as run:
+        _ = run.train
 
 
 @app.command()

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -33,7 +33,12 @@ class TrainConfig(Strict):
     table_lr_scale: float = Field(2.0, gt=0, description="of the speaker table, over lr")
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["linear", "rex", "cosine", "constant"] = "linear"
-    refined: list[float] = Field([], description="schedule of an earlier run's gradient norms")
+    init_from: str | None = Field(
+        None, description="models:/NAME@champion, or a folder, to begin with"
+    )
+    refined: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [], description="schedule of an earlier run's gradient norms"
+    )
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="of the averaged weights that are judged and kept; 0: none"
     )
@@ -111,6 +116,32 @@ class Config(Strict):
     promote: PromoteConfig = PromoteConfig()
     mlflow: MlflowConfig = MlflowConfig()
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _losses_have_something_to_do(self) -> Self:
+        """Refuse what would fail, or train nothing, after hours of ingest and build."""
+        mixing, model, train = self.build.mixing, self.model, self.train
+        outputs = max(3, 2 * mixing.mixit_voices)
+        if mixing.ever("mixit_share") and model.num_slots < outputs:
+            raise ValueError(
+                f"build.mixing.mixit_share with model.num_slots {model.num_slots}: two mixtures of "
+                f"mixit_voices {mixing.mixit_voices} need {outputs} slots, or slots learn to hold "
+                "several voices"
+            )
+        if train.contrast.label_free and mixing.conditions == 1:
+            raise ValueError(
+                "train.contrast.label_free compares the conditions of an episode: set "
+                "build.mixing.conditions to 2 or more"
+            )
+        if train.balance == "norms" and not train.separation_weight:
+            raise ValueError("train.balance=norms is relative to train.separation_weight: set it")
+        if train.balance == "norms" and model.speaker_features == "mel" and model.detach_separation:
+            raise ValueError(
+                "train.balance=norms compares gradients on the trunk, and with "
+                "speaker_features=mel and detach_separation the contrastive loss has none there: "
+                "change one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

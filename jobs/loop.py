@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from csc_model.model import CSC
@@ -25,9 +25,11 @@ from jobs.batches import parts, to_episodes
 from jobs.checkpoint import BEST, State, load_training, save_training
 from jobs.config import Config, TrainConfig
 from jobs.ema import Average
+from jobs.finetune import TABLE_FILE, begin_with, save_table, table_of
 from jobs.meter import Meter
 from jobs.schedules import factor
 from jobs.validation import Validator
+from pipeline.datasets import read_dataset
 from pipeline.draws import stream_key
 from pipeline.errors import CscError
 from pipeline.loader import Batch, EpisodeLoader, audio_seconds
@@ -111,15 +113,20 @@ class Worker:
             contrast=config.train.contrast,
             balance=config.train.balance,
         ).to(self.device)
+        if config.train.init_from is not None:
+            speakers = read_dataset(job.dataset).about["speakers"]
+            begin_with(self.objective, Folder(job.folder), speakers)
         self.average: Average | None = None
         if config.train.ema_decay:
             self.average = Average(self.objective.model, config.train.ema_decay)
-        self.ddp = ray.train.torch.prepare_model(self.objective)
-        self.wrapped = torch.compile(self.ddp) if config.train.compile else self.ddp
+        if config.train.compile:  # the losses are small, and gather over ranks
+            self.objective.model.compile()
+        self.wrapped = ray.train.torch.prepare_model(self.objective)
         self.optimizer = build_optimizer(self.objective, config.train)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.state = State(0, 0, 1.0)
         self.best: dict[str, Tensor] = {}
+        self.best_table: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
         self.train_data = self._loader("train")
         bank = self.train_data.rooms
@@ -146,6 +153,7 @@ class Worker:
             self.state = load_training(Path(folder), self.objective, self.optimizer, self.average)
             if (Path(folder) / BEST).exists():
                 self.best = CSC.load(Path(folder) / BEST).state_dict()
+                self.best_table = load_file(Path(folder) / BEST / TABLE_FILE)
 
     def run(self) -> None:
         """Train to the last step, with checkpoints and validations at the configured pace."""
@@ -163,6 +171,7 @@ class Worker:
                 due = self.state.step % train.validate_every == 0 or last
                 if due or self.state.step % STEPS_PER_LINE == 0:
                     self.tell(meter.line())
+                    meter = Meter()
                 if due:
                     self.validate()
                     meter = Meter()
@@ -170,6 +179,7 @@ class Worker:
                         break
                 elif self._save_is_due():
                     self._report({})
+                    meter.passed("checkpoint")
 
     def _is_over(self) -> bool:
         """Tell whether validation has not become better for as long as is waited for that."""
@@ -223,7 +233,7 @@ class Worker:
         bf16 |= self.config.train.precision == "auto" and self.device.type == "cuda"
         quiet: AbstractContextManager[Any] = nullcontext()
         if not last and self.world > 1:
-            quiet = self.ddp.no_sync()
+            quiet = self.wrapped.no_sync()
         with quiet:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 losses = self.wrapped(episodes, contrastive_weight)
@@ -244,8 +254,8 @@ class Worker:
         return (
             f"step {self.state.step}: the loss or its gradient is no number (gradient norm "
             f"{grad_norm:.4g}; {terms}); the batch is in {folder.path(name)}; set train.lr or "
-            "train.clip_norm lower, or train.precision=fp32, and train again from the last "
-            "checkpoint"
+            "train.clip_norm lower, or train.precision=fp32: that is another run, which begins at "
+            "step 0, or with train.init_from at what an earlier one has come to"
         )
 
     def tell(self, metrics: dict[str, float]) -> None:
@@ -264,6 +274,7 @@ class Worker:
             self.state = self.state._replace(best_step=self.state.step, best_valid_eer=valid_eer)
             weights = model.state_dict()
             self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            self.best_table = table_of(self.objective)
         metrics = {"valid_eer": valid_eer, "valid_si_snr_improvement_db": improvement_db}
         self.tell(metrics)
         self._report(metrics)
@@ -281,6 +292,7 @@ class Worker:
                 best = CSC(self.config.model)
                 best.load_state_dict(self.best)
                 best.save(folder / BEST)
+                save_table(folder / BEST, self.best_table)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

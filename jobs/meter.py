@@ -9,7 +9,7 @@ from csc_model.objective import Losses
 
 
 class Meter:
-    """Means since the last validation.
+    """Means since the last line.
 
     On a GPU the host runs ahead of the device until a step's gradient norm is looked at: the share
     of a phase is then that of the host's time, and `step_s` that of both.

@@ -90,6 +90,18 @@ class Registry:
             entries = [Metric(name, value, now, step) for name, value in metrics.items()]
             self._client.log_batch(run_id, metrics=entries)
 
+    def history(self, run_id: str, metric: str) -> list[float]:
+        """Return what was logged of a metric, in the order of the steps.
+
+        Raises:
+            CscError: there is no such run, or it has none of that metric.
+        """
+        with _mlflow_errors(self.uri):
+            found = self._client.get_metric_history(run_id, metric)
+        if not found:
+            raise CscError(f"run {run_id!r} has no {metric}: name a run of {self.uri}")
+        return [float(entry.value) for entry in sorted(found, key=lambda entry: entry.step)]
+
     def log_folder(self, run_id: str, folder: Path, below: str) -> None:
         """Upload the files of a folder as artifacts of a run."""
         with _mlflow_errors(self.uri):

@@ -16,15 +16,18 @@ from jobs.config import Config
 from jobs.console import heading, progress, say, show
 from jobs.ear import ear_of
 from jobs.evaluate import DET_FILE, SCORES_FILE, Evaluated, evaluate, evaluation_id
+from jobs.finetune import pinned
 from jobs.ingest_report import html
 from jobs.interrupt import Interrupt
 from jobs.promote import Decision, promote, register
 from jobs.registry import CHAMPION, Registry, Version
 from jobs.report import metrics_table
+from jobs.schedules import refine, resampled
 from jobs.train import Trained, model_id, train
 from jobs.workspace import Workspace
 from pipeline.build import build, dataset_id
 from pipeline.corpora import SAMPLE, list_corpora
+from pipeline.errors import CscError
 from pipeline.forget import forget as forget_sources
 from pipeline.forget import index_ids
 from pipeline.plan import REJECTS_FILE, Generation, changes, source_bytes
@@ -35,6 +38,7 @@ from pipeline.store import discard, ingest, plan_ingest, store_id, unread
 from pipeline.tasks import run_tasks
 
 REPORT_FILE = "report.html"
+SCHEDULE_POINTS = 50
 
 
 class Run:
@@ -140,11 +144,14 @@ class Run:
     @cached_property
     def train(self) -> Trained:
         dataset, about = self.build
-        folder = self.workspace.models.child(model_id(about, self.config))
+        config = self.config
+        if config.train.init_from is not None:
+            config = pinned(config, self.registry)
+        folder = self.workspace.models.child(model_id(about, config))
         with self._stage("train", folder) as lines:
             if not folder.exists(INDEX):
                 _ = self._ray
-            trained = train(folder, self.ingest[0], dataset, self.config, self.registry)
+            trained = train(folder, self.ingest[0], dataset, config, self.registry)
             lines.append(
                 f"{trained.about['steps']} steps; best validation EER "
                 f"{trained.about['best_valid_eer']:.1%} at step {trained.about['best_step']}"
@@ -180,6 +187,17 @@ class Run:
         verdict = CHAMPION if decision.promoted else "refused"
         say(f"  version {decision.version.number}: {verdict}, {decision.why}")
         return decision
+
+
+def refined(config: Config, run_id: str) -> Config:
+    """Return a configuration with the schedule that the gradients of an MLflow run speak for."""
+    registry = Registry(Workspace(config).mlflow_uri, config)
+    try:
+        rates = refine(registry.history(run_id, "grad_norm"))
+    except ValueError as error:
+        raise CscError(f"run {run_id}: {error}; train for longer first") from error
+    train = config.train.model_copy(update={"refined": resampled(rates, SCHEDULE_POINTS)})
+    return config.model_copy(update={"train": train})
 
 
 def summary(run: Run, arguments: str) -> None:

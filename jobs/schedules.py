@@ -50,6 +50,13 @@ def refine(grad_norms: Sequence[float]) -> NDArray[np.float64]:
     return rates / rates.max()
 
 
+def resampled(rates: NDArray[np.float64], points: int) -> list[float]:
+    """Return a schedule by fewer points, as a configuration can hold it."""
+    places = np.linspace(0, 1, min(points, len(rates)))
+    found = np.interp(places, np.linspace(0, 1, len(rates)), rates)
+    return [round(float(rate), 4) for rate in found]
+
+
 def _median(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     """Smooth by the median of `reach` neighbours on either side, reflected at the ends."""
     padded = np.pad(values, reach, mode="reflect")

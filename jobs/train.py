@@ -20,6 +20,7 @@ from csc_model.model import CONFIG_FILE, WEIGHTS_FILE
 from jobs.checkpoint import BEST, State
 from jobs.config import Config
 from jobs.console import Advance, progress
+from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base
 from jobs.loop import train_loop
 from jobs.registry import Registry
 from pipeline.errors import CscError
@@ -86,6 +87,7 @@ def _train_and_export(
     if not folder.exists(RUN_FILE):
         folder.put_json(RUN_FILE, registry.create_run(name, config, about))
     run_id = folder.read_json(RUN_FILE)
+    fetch_base(config, folder)
     checkpoint = _fit(folder, store, dataset, config, registry, run_id, len(about["speakers"]))
     _export(folder, checkpoint, name, run_id, about, config)
 
@@ -210,7 +212,8 @@ def _export(
     """Copy the best weights out of the last checkpoint; the index makes them count."""
     with checkpoint.as_directory() as path:
         state = State.read(Path(path))
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
+        folder.put_json(SPEAKERS_FILE, dataset["speakers"])
+        for file in (TABLE_FILE, WEIGHTS_FILE, CONFIG_FILE):
             folder.put(file, (Path(path) / BEST / file).read_bytes())
     index = {
         "id": name,
@@ -229,9 +232,9 @@ def _export(
 
 
 def local_copy(folder: Folder, to: Path) -> Path:
-    """Copy weights and configuration of a trained model to a local folder."""
+    """Copy a trained model, with the vectors of its speakers, to a local folder."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
+    for file in MODEL_FILES:
         (to / file).write_bytes(folder.read(file))
     return to

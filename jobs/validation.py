@@ -72,7 +72,7 @@ class Validator:
 
     @torch.inference_mode()
     def _improvement_db(self, model: CSC) -> float:
-        """Return the gain over the mixture, for mixtures in which every slot has a speaker."""
+        """Return the gain over the mixture where every slot has a speaker; nan where none is so."""
         device = next(model.parameters()).device
         bank = None if self.mixtures.rooms is None else self.mixtures.rooms.to(device)
         gains = []
@@ -85,5 +85,7 @@ class Validator:
             )
             before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references).mean(-1)
             full = (references.square().mean(-1) > SILENT).all(-1)
+            full &= ~batch.mixit.repeat_interleave(batch.pick.shape[1])  # no voice is known there
             gains.append((-least - before)[full].cpu().numpy())
-        return float(np.mean(np.concatenate(self._gather(np.concatenate(gains)))))
+        found = np.concatenate(self._gather(np.concatenate(gains)))
+        return float(found.mean()) if len(found) else float("nan")

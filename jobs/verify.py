@@ -49,7 +49,7 @@ def load_verifier(model_uri: str, config: Config) -> Verifier:
         CscError: there is no such model.
     """
     with tempfile.TemporaryDirectory(prefix="csc-verify-") as scratch:
-        folder = _artifacts(model_uri, config, Path(scratch))
+        folder = artifacts_of(model_uri, config, Path(scratch))
         try:
             model = CSC.load(folder / "model")
             about = json.loads((folder / "evaluation" / INDEX).read_text())
@@ -61,7 +61,12 @@ def load_verifier(model_uri: str, config: Config) -> Verifier:
     return Verifier(model, float(about["threshold"]), str(about["model"]))
 
 
-def _artifacts(model_uri: str, config: Config, scratch: Path) -> Path:
+def artifacts_of(model_uri: str, config: Config, scratch: Path) -> Path:
+    """Return a folder with the `model` and `evaluation` of a version, or the folder that is named.
+
+    Raises:
+        CscError: there is no such model.
+    """
     if Path(model_uri).is_dir():
         return Path(model_uri)
     workspace = Workspace(config)

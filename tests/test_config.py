@@ -60,3 +60,38 @@ def test_the_learned_encoder_with_galr_is_a_choice_of_the_demo() -> None:
         ["model.frontend=conv", "model.trunk=galr", "model.window=16", "model.hop=8"],
     )
     assert config.model.trunk == "galr"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["build.mixing.mixit_share=0.5"], "need 4 slots"),
+        (
+            [
+                "train.contrast.set='batch'",
+                "train.contrast.label_free=true",
+                "build.mixing.conditions=1",
+            ],
+            "compares the conditions of an episode",
+        ),
+        (["train.balance='norms'", "train.separation_weight=0.0"], "train.separation_weight"),
+        (
+            [
+                "train.balance='norms'",
+                "model.speaker_features='mel'",
+                "model.detach_separation=true",
+            ],
+            "the contrastive loss has none there",
+        ),
+        (["model.hop=512"], "nothing can be restored"),
+        (["train.refined=[-1.0, 1.0]"], "greater than or equal to 0"),
+        (["build.valid_episodes=8"], "fewer than one batch"),
+        (["train.accumulate=3"], "not a multiple of accumulate 3"),
+        (["build.episodes_per_group=5"], "is no multiple of it"),
+    ],
+)
+def test_what_would_fail_or_train_nothing_is_refused_at_once(
+    overrides: list[str], reason: str
+) -> None:
+    with pytest.raises(CscError, match=reason):
+        load_config("demo", overrides)

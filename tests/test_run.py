@@ -24,6 +24,7 @@ from jobs.evaluate import Evaluated, evaluate
 from jobs.interrupt import Interrupt
 from jobs.promote import promote, register
 from jobs.registry import CHALLENGER, CHAMPION, Registry
+from jobs.run import refined
 from jobs.train import Trained
 from jobs.workspace import Workspace
 from pipeline.audio import load as load_audio
@@ -164,6 +165,37 @@ def test_the_evaluation_is_complete(workspace: Path) -> None:
 def registry_of(workspace: Path) -> Registry:
     config = configured(workspace)
     return Registry(Workspace(config).mlflow_uri, config)
+
+
+def test_a_schedule_is_refined_from_what_a_run_logged(workspace: Path) -> None:
+    config, run = configured(workspace), only(workspace / "models").read_json("run.json")
+    logged = len(registry_of(workspace).history(run, "grad_norm"))
+    if logged < 10:
+        with pytest.raises(
+            CscError, match="at least ten positive gradient norms; train for longer"
+        ):
+            refined(config, run)
+    registry = registry_of(workspace)
+    for step in range(20):
+        registry.log_metrics(run, 100 + step, {"grad_norm": 1.0 + 5 / (1 + step)})
+    rates = refined(config, run).train.refined
+    assert max(rates) == pytest.approx(1, abs=0.05)
+    assert rates[-1] == 0
+    with pytest.raises(CscError, match="nosuchrun"):
+        refined(config, "nosuchrun")
+
+
+def test_a_champion_is_trained_further(workspace: Path) -> None:
+    uri = "models:/csc-speaker-encoder@champion"
+    more = ("--set", f"train.init_from='{uri}'", "--set", "train.steps=4")
+    answer = csc("train", workspace, *more)
+    assert answer.returncode == 0, answer.stderr
+    folders = [Folder.at(path) for path in (workspace / "models").iterdir()]
+    (tuned,) = [folder for folder in folders if folder.exists("base/model.json")]
+    index = tuned.read_json("index.json")
+    assert index["config"]["train"]["init_from"] == "models:/csc-speaker-encoder/1"
+    assert index["steps"] == 4
+    shutil.rmtree(tuned.uri)
 
 
 def test_the_registered_version_is_whole(workspace: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jobs.ema import Average
-from jobs.schedules import SHAPES, factor, refine
+from jobs.schedules import SHAPES, factor, refine, resampled
 
 
 @given(st.integers(1, 5000), st.integers(0, 200), st.sampled_from(SHAPES[:-1]), st.data())
@@ -66,6 +66,15 @@ def test_a_refined_schedule_is_that_of_a_plain_loop(norms: list[float]) -> None:
 def test_what_cannot_be_refined_is_refused(norms: list[float]) -> None:
     with pytest.raises(ValueError, match="at least ten positive"):
         refine(norms)
+
+
+def test_a_schedule_by_fewer_points_keeps_its_course() -> None:
+    rates = refine((1 + 20 * np.exp(-np.arange(500) / 20)).tolist())
+    few = resampled(rates, 50)
+    assert len(few) == 50
+    for z in np.linspace(0, 1, 40):
+        rate = factor(round(z * 500), steps=500, warmup_steps=0, shape="refined", refined=few)
+        assert rate == pytest.approx(rates[min(499, round(z * 499))], abs=0.05)
 
 
 def test_the_average_is_that_of_a_plain_loop() -> None:

@@ -1,0 +1,85 @@
+"""A model that is trained further keeps what it knew, and makes room for new speakers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from csc_model.model import CSC
+from csc_model.objective import Objective
+from jobs.config import Config, load_config
+from jobs.finetune import BASE, begin_with, fetch_base, save_table, table_of
+from pipeline.errors import CscError
+from pipeline.storage import Folder
+
+SIZES = ["model.channels=8", "model.hidden=8", "model.embedding_dim=8", "model.window=64"]
+
+
+def objective(config: Config, speakers: int, seed: int) -> Objective:
+    torch.manual_seed(seed)
+    return Objective(CSC(config.model), speakers)
+
+
+def saved(root: Path, config: Config, speakers: list[str]) -> Objective:
+    """Write a model as a run exports it, below `root/model`."""
+    made = objective(config, len(speakers), seed=1)
+    made.model.save(root / "model")
+    save_table(root / "model", table_of(made))
+    (root / "model" / "speakers.json").write_text(json.dumps(speakers))
+    return made
+
+
+def configured(root: Path, *more: str) -> Config:
+    return load_config("demo", [*SIZES, "model.hop=32", f"train.init_from='{root}'", *more])
+
+
+def test_known_speakers_keep_their_vectors_and_new_ones_get_their_own(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    before = saved(tmp_path, config, ["a", "b", "c"])
+    run = Folder.at(tmp_path / "run")
+    fetch_base(config, run)
+    after = objective(config, 4, seed=2)
+    fresh = after.table.detach().clone()
+    assert begin_with(after, run, ["b", "new", "c", "z"]) == 2
+    for ours, theirs in zip(after.model.parameters(), before.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(after.table[[0, 2]], before.table[[1, 2]])
+    assert torch.equal(after.table[[1, 3]], fresh[[1, 3]])
+    assert after.table.requires_grad
+
+
+def test_a_model_without_its_speakers_gives_its_weights(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    before = saved(tmp_path, config, ["a"])
+    (tmp_path / "model" / "speakers.json").unlink()
+    run = Folder.at(tmp_path / "run")
+    fetch_base(config, run)
+    after = objective(config, 2, seed=2)
+    assert begin_with(after, run, ["a", "b"]) == 0
+    assert torch.equal(next(after.model.parameters()), next(before.model.parameters()))
+
+
+def test_other_sizes_are_named(tmp_path: Path) -> None:
+    saved(tmp_path, configured(tmp_path), ["a"])
+    other = configured(tmp_path, "model.channels=16", "model.shared_blocks=1")
+    with pytest.raises(CscError, match=r"set model\.channels=8, model\.shared_blocks=4"):
+        fetch_base(other, Folder.at(tmp_path / "run"))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CscError, match=r"train\.init_from"):
+        fetch_base(configured(tmp_path), Folder.at(tmp_path / "run"))
+
+
+def test_what_was_fetched_stays(tmp_path: Path) -> None:
+    """A resumed run begins with what it began with, whatever became of the version since."""
+    config = configured(tmp_path)
+    saved(tmp_path, config, ["a"])
+    run = Folder.at(tmp_path / "run")
+    fetch_base(config, run)
+    whole = run.read(f"{BASE}/model.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")
+    fetch_base(config, run)
+    assert run.read(f"{BASE}/model.safetensors") == whole
