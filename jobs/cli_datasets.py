@@ -110,27 +110,31 @@ class Format(StrEnum):
     lhotse = "lhotse"
 
 
+MetadataOption = Annotated[
+    list[str],
+    typer.Option(
+        "--metadata",
+        help="A CSV as LibriMix's repository has it below metadata/, with mixture_ID, "
+        "source_1_path, source_1_gain, .. May be repeated.",
+    ),
+]
+NoiseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--noise-root",
+        help="WHAM: the folder that has tr/, cv/, tt/. Without it, mixtures have no noise "
+        "(mix_clean).",
+    ),
+]
+
+
 @import_app.command("librimix")
 def import_librimix(
-    metadata: Annotated[
-        list[str],
-        typer.Option(
-            "--metadata",
-            help="A CSV as LibriMix's repository has it below metadata/, with mixture_ID, "
-            "source_1_path, source_1_gain, .. May be repeated.",
-        ),
-    ],
+    metadata: MetadataOption,
     root: Annotated[
         str, typer.Option("--root", help="LibriSpeech: the folder that has train-clean-100/, ..")
     ],
-    noise_root: Annotated[
-        str | None,
-        typer.Option(
-            "--noise-root",
-            help="WHAM: the folder that has tr/, cv/, tt/. Without it, mixtures have no noise "
-            "(mix_clean).",
-        ),
-    ] = None,
+    noise_root: NoiseOption = None,
     mode: Annotated[
         Mode, typer.Option(help="Cut to the shortest voice, or pad to the longest.")
     ] = Mode.min,
@@ -159,36 +163,20 @@ def import_librimix(
     [bold]csc import librimix --metadata libri2mix_dev-clean.csv --root LibriSpeech --noise-root
     wham_noise[/bold]
     """
-    from jobs.console import heading, progress, say
-    from jobs.workspace import Workspace
-    from pipeline.exchange.librimix import import_librimix as bring_in
+    from jobs.imports import bring_in
     from pipeline.exchange.librimix_metadata import LibriMix
-    from pipeline.shards import INDEX
     from pipeline.storage import Folder
 
-    place = Workspace(configured("demo", None, workspace))
-    with interruptible(), place.locked():
-        mixtures = LibriMix.of(
-            metadata,
-            Folder.at(root),
-            Folder.at(noise_root) if noise_root else None,
-            mode=mode.value,
-            seconds=seconds,
-            split=split.value,
-            corpus=name,
-        )
-        dataset = place.mixtures.child(mixtures.id)
-        heading("import librimix", "finished before" if dataset.exists(INDEX) else "")
-        with progress("mixtures") as advance:
-            index = bring_in(dataset, mixtures, advance)
-        megabytes = sum(shard["bytes"] for shard in index["shards"]) / 1e6
-        say(
-            f"  {index['episodes'][split.value]} {split.value} mixtures of "
-            f"{len(mixtures.speakers)} speakers; {len(index['shards'])} shards, {megabytes:.1f} MB"
-        )
-        if seconds is None:
-            say("  of their own lengths: the training loader needs an import with --seconds")
-        say(f"  {dataset.uri}")
+    mixtures = LibriMix.of(
+        metadata,
+        Folder.at(root),
+        Folder.at(noise_root) if noise_root else None,
+        mode=mode.value,
+        seconds=seconds,
+        split=split.value,
+        corpus=name,
+    )
+    bring_in(mixtures, configured("demo", None, workspace))
 
 
 def export(

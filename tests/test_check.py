@@ -15,20 +15,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jobs.cli import main
-from jobs.config import Config, TrainConfig
-from jobs.datasets import find_dataset
 from pipeline.audit.check import Report, check
 from pipeline.build import build, dataset_id
 from pipeline.commits import ShardRecord, commit_shard
 from pipeline.corpora import CorpusConfig, IngestConfig
 from pipeline.distributions import BuildConfig
 from pipeline.episodes import Numbers
-from pipeline.errors import CscError
-from pipeline.plan import Forgotten, remember_forgotten
 from pipeline.schema import EPISODE
 from pipeline.shards import encode
 from pipeline.storage import Folder
-from pipeline.store import store_id
 from tests.conftest import BUILD, make_store, serially
 from tests.test_librimix import write_files
 from tests.test_responses import write_rooms
@@ -358,28 +353,6 @@ def test_the_command_counts_and_refuses(
     assert code == 1
     assert f"{FIRST}: is missing" in out
     assert "1 finding(s)" in out
-
-
-def test_a_configuration_names_its_dataset(
-    corpora: IngestConfig, store: Folder, dataset: Folder, tmp_path: Path
-) -> None:
-    train = TrainConfig(batch_size=4)
-    config = Config(workspace=str(tmp_path), seed=3, ingest=corpora, build=BUILD, train=train)
-    with pytest.raises(CscError, match="none yet, csc build makes one"):
-        find_dataset(None, config)
-    shutil.copytree(Path(store.uri).parent, tmp_path / "utterances" / store_id(corpora))
-    copy = copied(dataset, tmp_path / "mixtures")
-    found = find_dataset(None, config)
-    assert found.folder == copy
-    assert found.store is not None
-    assert check(found.folder, found.store).findings == []
-    elsewhere = config.model_copy(update={"workspace": str(tmp_path / "other")})
-    assert find_dataset(copy.uri, elsewhere) == found  # the store beside it is found, too
-    remember_forgotten(Folder.at(Path(found.store.uri).parent), Forgotten(set(), {"abc"}))
-    assert find_dataset(found.name, config).forgotten == {"abc"}
-    copy.remove_file("index.json")
-    with pytest.raises(CscError, match=r"has no index\.json"):
-        find_dataset(None, config)
 
 
 def test_what_cannot_be_found_is_one_message(tmp_path: Path, csc: Csc) -> None:
