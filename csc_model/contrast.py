@@ -216,5 +216,5 @@ def mi_lower_bound_nats(evidence: Tensor, p: Tensor, allowed: Tensor | None = No
 def mi_cap_nats(p: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Return the log of the largest number of candidates: what no bound can exceed, in nats."""
     if allowed is None:
-        return p.new_tensor(math.log(p.shape[-1]))
+        return p.new_full((), math.log(p.shape[-1]))
     return allowed.sum(-1).amax().clamp_min(1).to(p.dtype).log()

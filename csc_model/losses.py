@@ -5,6 +5,7 @@ The terms and their sources: SI-SNR (Le Roux et al., 2019) with a floor for sile
 Grangier, 2020). The contrastive part is in `contrast.py`, mixtures of mixtures in `mixit.py`.
 """
 
+from functools import lru_cache
 from itertools import permutations
 
 import torch
@@ -57,6 +58,13 @@ def pairwise_separation_loss(estimates: Tensor, references: Tensor) -> Tensor:
     return torch.where(silent, _db(leak + FLOOR).unsqueeze(-1), cost)
 
 
+@lru_cache(16)
+def _orders(slots: int, device: torch.device) -> Tensor:
+    """Return all permutations `(order, slot)`: copied once, as a copy makes the device wait."""
+    with torch.inference_mode(False):  # so that what is kept may be used in training
+        return torch.tensor(list(permutations(range(slots))), device=device)
+
+
 def best_permutation(cost: Tensor) -> tuple[Tensor, Tensor]:
     """Return, for costs `(batch, slot, slot)`, the least mean cost and the slot of each reference.
 
@@ -65,7 +73,7 @@ def best_permutation(cost: Tensor) -> tuple[Tensor, Tensor]:
     `assignment[b, j]` is the slot that holds reference j.
     """
     slots = cost.shape[-1]
-    orders = torch.tensor(list(permutations(range(slots))), device=cost.device)
+    orders = _orders(slots, cost.device)
     totals = cost[:, orders, torch.arange(slots, device=cost.device)].mean(-1)
     least, index = totals.min(-1)
     return least, orders[index]

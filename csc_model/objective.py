@@ -150,7 +150,7 @@ class Objective(nn.Module):
     def _weight(self, separation: Tensor, contrastive: Tensor, asked: float) -> Tensor:
         """Return the weight of the contrastive term, as asked or by the gradients on the trunk."""
         if self.balance is None:
-            return separation.new_tensor(asked)
+            return separation.new_full((), asked)
         weights = self.balance(
             [separation, contrastive], self.model.trunk.parameters(), [1.0, asked]
         )
@@ -252,7 +252,7 @@ def _in_order(embeddings: Tensor, assignment: Tensor) -> Tensor:
 def _without_sources(costs: Tensor, output: Output, episodes: Episodes) -> Tensor:
     """Put the MixIT cost in place of the PIT cost `(mixture,)` where no source is known."""
     mixed = is_mixit(episodes)
-    if mixed is None or not mixed.any():
+    if mixed is None:
         return costs
     if episodes.references.shape[2] < 2:
         raise ValueError("mixtures of mixtures need two slots at least: set num_slots to 2 or more")

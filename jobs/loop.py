@@ -209,6 +209,8 @@ class Worker:
         ramp = min(1.0, step / train.contrastive_ramp_steps) if train.contrastive_ramp_steps else 1
         moved = batch.to(self.device)
         episodes = to_episodes(moved, self.bank, self.config.seed, step, self.rank, self.world)
+        if not batch.mixit.any():  # on the host, where asking costs nothing
+            episodes = episodes._replace(mixit=None)
         self.optimizer.zero_grad()
         made = [
             self._backward(part, train.contrastive_weight * ramp, last, meter)
