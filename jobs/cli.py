@@ -229,7 +229,7 @@ def verify(
 
 
 @app.command("config")
-def showconfigured(
+def show_config(
     config: ConfigOption = "demo",
     set_: SetOption = None,
     workspace: WorkspaceOption = None,

@@ -213,8 +213,8 @@ class Worker:
             episodes = episodes._replace(mixit=None)
         self.optimizer.zero_grad()
         made = [
-            self._backward(part, train.contrastive_weight * ramp, last, meter)
-            for last, part in _marked(parts(episodes, train.accumulate), train.accumulate)
+            self._backward(part, train.contrastive_weight * ramp, place == train.accumulate, meter)
+            for place, part in enumerate(parts(episodes, train.accumulate), start=1)
         ]
         losses = Losses(*(torch.stack(terms).mean() for terms in zip(*made, strict=True)))
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), train.clip_norm)
@@ -304,11 +304,6 @@ class Worker:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
-
-
-def _marked(episodes: Any, count: int) -> Any:
-    """Yield parts of a batch, each with whether it is the last one."""
-    return ((place == count - 1, part) for place, part in enumerate(episodes))
 
 
 def train_loop(told: dict[str, Any]) -> None:

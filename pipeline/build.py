@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline.casting import MixingTable, Rooms, Rows
 from pipeline.commits import ShardRecord, commit_shard, committed_shards
 from pipeline.distributions import BuildConfig, MixingConfig
-from pipeline.episodes import Numbers
+from pipeline.episodes import Numbers, account, listed
 from pipeline.errors import CscError
 from pipeline.lines import Canvas
 from pipeline.mixing import recipe
@@ -93,11 +93,7 @@ def build_shards(task: Task) -> None:
             table = canvas.table(row_of)
             path = scratch / shard["name"]
             write_episodes(path, table, task["episodes_per_group"])
-            voices = [row_of[voice] for voice in canvas.voices]
-            about = {
-                "speakers": [min(voices), max(voices)],  # a split has rows that follow each other
-                "numbers": Numbers.of(table).checksum(),
-            }
+            about = account(table, {row_of[voice] for voice in canvas.voices})
             commit_shard(dataset, shard["name"], path, len(table), task["config"], about)
 
 
@@ -180,15 +176,10 @@ def _finish(
             split: sum(record.rows for record in records if record.name.startswith(f"{split}-000-"))
             for split in BUILT_SPLITS
         },
-        "shards": [_listed(record) for record in records],
+        "shards": [listed(record) for record in records],
     }
     dataset.put_json(INDEX, index)
     return index
-
-
-def _listed(record: ShardRecord) -> dict[str, Any]:
-    """Return what the index says of a shard: who speaks in it is for its own record to say."""
-    return record._replace(about={"numbers": (record.about or {})["numbers"]}).as_json()
 
 
 def _assert_apart(dataset: Folder, records: Sequence[ShardRecord], speakers: pa.Table) -> None:

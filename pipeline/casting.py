@@ -131,11 +131,6 @@ class MixingTable:
         whole = np.maximum(whole, here)
         return here / whole * whole**balance
 
-    @property
-    def weight(self) -> float:
-        """How many episodes this window is due, in proportion to others."""
-        return float(self.anchors.cdf[-1])
-
     def anchor(self, draws: Draws) -> int:
         """Draw the speaker of an episode."""
         return self.anchors.draw(draws)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from pipeline.storage import READS_AT_ONCE, Folder
 
+DONE = ".done.json"  # after the name of a shard: its completion record
+
 
 class ShardRecord(NamedTuple):
     """What a completion record says of a shard."""
@@ -44,14 +46,14 @@ def commit_shard(
         sha256, num_bytes = hashlib.sha256(data).hexdigest(), len(data)
     record = ShardRecord(name, rows, num_bytes, sha256, config, about)
     folder.put(name, data)
-    folder.put_json(f"{name}.done.json", record.as_json())
+    folder.put_json(name + DONE, record.as_json())
     return record
 
 
 def committed_shards(folder: Folder, config: str) -> dict[str, ShardRecord]:
     """Return by name the shards that an earlier run completed with this configuration."""
     sizes = {file.name: file.num_bytes for file in folder.list()}
-    names = [name for name in sizes if name.endswith(".done.json")]
+    names = [name for name in sizes if name.endswith(DONE)]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         records = [ShardRecord(**about) for about in pool.map(folder.read_json, names)]
     return {

@@ -1,10 +1,10 @@
 """A mixture shard open for reading: its recipes' numbers in memory, its audio by row groups."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline.audio import Pcm
+from pipeline.commits import ShardRecord
 from pipeline.errors import CscError
 from pipeline.schema import EPISODE
 from pipeline.shards import damaged, open_shard
@@ -81,6 +82,19 @@ class Numbers(NamedTuple):
         for values in (*self[:-1], *self.lines):
             digest.update(np.ascontiguousarray(values).data)
         return str(digest.hexdigest())
+
+
+def account(table: pa.Table, voices: Collection[int]) -> dict[str, Any]:
+    """Return what the completion record says of a shard with these rows; `voices` are speakers.
+
+    Their first and last row are enough, as the rows of a split follow each other.
+    """
+    return {"speakers": [min(voices), max(voices)], "numbers": Numbers.of(table).checksum()}
+
+
+def listed(record: ShardRecord) -> dict[str, Any]:
+    """Return what the index says of a shard: who speaks in it is for its own record to say."""
+    return record._replace(about={"numbers": (record.about or {})["numbers"]}).as_json()
 
 
 class Episodes(NamedTuple):

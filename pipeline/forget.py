@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commits import commit_shard
+from pipeline.commits import DONE, commit_shard
 from pipeline.corpora import IngestConfig
 from pipeline.errors import CscError
 from pipeline.ingest import REJECTS_PER_GROUP
@@ -96,7 +96,7 @@ def _utterances_of(root: Folder, marked: pa.Table) -> set[str]:
     there = {file.name for file in shards.list()}
     found: set[str] = set()
     for shard in pc.unique(marked["shard"]).to_pylist():
-        if f"{store_shard_name(shard)}.done.json" in there:
+        if store_shard_name(shard) + DONE in there:
             columns = ["source_id", "utterance_id"]
             table = open_shard(shards, store_shard_name(shard)).read(columns=columns)
             rows = table.filter(pc.is_in(table["source_id"], value_set=sources))
@@ -187,5 +187,5 @@ def _clean(root: Folder, last: Generation) -> None:
     used = {store_shard_name(shard) for shard in last.shards()}
     used |= {rejects_name(name) for name in used}
     for file in shards.list():
-        if file.name.removesuffix(".done.json") not in used:
+        if file.name.removesuffix(DONE) not in used:
             shards.remove_file(file.name)

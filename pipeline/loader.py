@@ -22,6 +22,7 @@ from pipeline.episodes import Episodes, EpisodeShard
 from pipeline.errors import CscError
 from pipeline.order import SHUFFLED_SHARDS, Order
 from pipeline.remix import Cast, Remix, cast
+from pipeline.render import bank_of
 from pipeline.schema import ROOMS_FILE, SAMPLE_RATE_HZ
 from pipeline.shards import damaged, read_table
 from pipeline.storage import Folder
@@ -110,7 +111,7 @@ class EpisodeLoader:
         self.rooms: Tensor | None = None
         if self.mixing.ever("room_share"):
             table = read_table(dataset, ROOMS_FILE)
-            responses, self.rooms = Rooms.of(table, split), _bank(table)
+            responses, self.rooms = Rooms.of(table, split), bank_of(table)
         self._remix = None
         if remix:
             self._remix = Remix(self.mixing, seed, self.rows_per_group, self.share, responses)
@@ -201,11 +202,6 @@ class EpisodeLoader:
             lines = lines.reshape(shape)
         np.concatenate(pieces, out=lines.numpy())
         return lines
-
-
-def _bank(table: pa.Table) -> Tensor:
-    responses = [np.frombuffer(cell.as_buffer(), "<i2") for cell in table["pcm"]]
-    return torch.from_numpy(np.stack(responses))
 
 
 def audio_seconds(batch: Batch) -> float:

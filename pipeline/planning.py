@@ -65,7 +65,10 @@ def _windows(
 def _due(
     chosen: list[int], slices: list[Slice], counts: dict[str, int], config: BuildConfig
 ) -> float:
-    """Return the weight of a window, as `MixingTable.weight`; 0 where it has too few speakers."""
+    """Return the weight of a window: that of the anchors of its `MixingTable`, 0 where they lack.
+
+    Too few speakers for an episode make it 0 as well.
+    """
     here, mixing = added(slices, chosen), config.mixing
     if len(here) < mixing.speakers_needed:
         return 0.0

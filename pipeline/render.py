@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
@@ -16,6 +17,12 @@ class Rendered(NamedTuple):
 
     mixtures: Tensor  # (batch, condition, time)
     references: Tensor  # (batch, condition, speaker slot, time)
+
+
+def bank_of(table: pa.Table) -> Tensor:
+    """Return the responses of `schema.ROOMS`, int16 `(room, time)`."""
+    cells = table["pcm"]
+    return torch.from_numpy(np.stack([np.frombuffer(cell.as_buffer(), "<i2") for cell in cells]))
 
 
 def render(

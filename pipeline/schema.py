@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 SAMPLE_RATE_HZ = 16_000
+BYTES_PER_SAMPLE = 2
 STORE_VERSION = 2
 DATASET_VERSION = 2
 SPLITS = ("train", "valid", "test")

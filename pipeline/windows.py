@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.draws import permutation, stream_key
+from pipeline.schema import BYTES_PER_SAMPLE
 
-BYTES_PER_SAMPLE = 2
 Run = tuple[int, int, int]
 """Rows of an utterance shard: shard, first row, and the row after the last."""
 

@@ -25,7 +25,7 @@ from jobs.interrupt import Interrupt
 from jobs.promote import promote, register
 from jobs.registry import CHALLENGER, CHAMPION, Registry
 from jobs.run import refined
-from jobs.train import Trained
+from jobs.train import RAY_FOLDER, SNAPSHOT, Trained
 from jobs.workspace import Workspace
 from pipeline.audio import load as load_audio
 from pipeline.build import build, dataset_id
@@ -60,6 +60,7 @@ SMALL = [
     "evaluate.trials.nontargets_per_test=10",
     "evaluate.bootstrap_replicates=100",
 ]
+SNAPSHOTS = f"models/*/{RAY_FOLDER}/{SNAPSHOT}"
 CSC = str(Path(sys.executable).parent / "csc")
 PAIR = sorted(str(path) for path in SAMPLE.glob("speechocean762/soc0005/*"))[:2]
 
@@ -83,12 +84,11 @@ def configured(workspace: Path) -> Config:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which `csc run` was killed in mid-training and then went through."""
     root = tmp_path_factory.mktemp("workspace")
-    first = subprocess.Popen(command("run", root), stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if "valid EER" in line:
-            time.sleep(3)  # a checkpoint counts once Ray's controller has seen it
-            break
+    first = subprocess.Popen(command("run", root), stdout=subprocess.DEVNULL)
+    # A checkpoint counts once Ray's controller has written it down.
+    while not any('"checkpoint_dir_name"' in path.read_text() for path in root.glob(SNAPSHOTS)):
+        assert first.poll() is None
+        time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
     second = csc("run", root)

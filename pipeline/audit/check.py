@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.audit.files import DONE, MISSING, look_at, misnumbered
+from pipeline.audit.files import MISSING, look_at, misnumbered
 from pipeline.audit.recipes import planned_tasks, remade, sampled, unplanned
 from pipeline.audit.rows import Known, Seen
 from pipeline.build import dataset_id, speakers_of
-from pipeline.commits import ShardRecord
+from pipeline.commits import DONE, ShardRecord
 from pipeline.datasets import Dataset, read_dataset
 from pipeline.episodes import UNREADABLE
 from pipeline.errors import CscError

@@ -14,7 +14,7 @@ from pipeline.commits import ShardRecord
 from pipeline.datasets import Dataset
 from pipeline.episodes import UNREADABLE
 from pipeline.errors import CscError
-from pipeline.render import render
+from pipeline.render import bank_of, render
 from pipeline.schema import ROOMS_FILE
 from pipeline.shards import damaged, open_shard, read_table
 
@@ -86,8 +86,7 @@ def _rendered(dataset: Dataset, shard: str, row: Mapping[str, Any], lines: Pcm) 
     used = sorted({line["room"] for line in row["lines"]} - {-1})
     if used:
         table = read_table(dataset.folder, ROOMS_FILE)
-        responses = [np.frombuffer(cell.as_buffer(), "<i2") for cell in table["pcm"]]
-        bank = torch.from_numpy(np.stack(responses))
+        bank = bank_of(table)
         names = {place: table["room"][place].as_py() for place in used}
     made = render(sources, gains_db, rooms, bank)
     mixtures, references = made.mixtures[0].numpy(), made.references[0].numpy()

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.audit.rows import Known, Seen, look_through
-from pipeline.commits import ShardRecord
+from pipeline.commits import DONE, ShardRecord
 from pipeline.datasets import Dataset
 from pipeline.episodes import UNREADABLE
 from pipeline.errors import CscError
 
-DONE, MISSING = ".done.json", "is missing"
+MISSING = "is missing"
 Fault = tuple[str, str]
 """The name of a file, and what is wrong with it."""
 

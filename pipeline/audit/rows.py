@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.datasets import Dataset
 from pipeline.episodes import NUMBERS, Numbers
-from pipeline.schema import EPISODE, ROOMS_FILE, SPEAKERS_FILE
+from pipeline.schema import BYTES_PER_SAMPLE, EPISODE, ROOMS_FILE, SPEAKERS_FILE
 
-BYTES_PER_SAMPLE = 2
 Found = tuple[str, NDArray[np.int64]]
 """A fault, and in which rows it is."""
 

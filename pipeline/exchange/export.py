@@ -18,7 +18,7 @@ from pipeline.audio import Pcm
 from pipeline.datasets import Dataset
 from pipeline.errors import CscError
 from pipeline.exchange.formats import FORMATS, Format, Wanted
-from pipeline.exchange.unpack import Mixture, bank_of, mixtures_of, signals
+from pipeline.exchange.unpack import Mixture, mixtures_of, rooms_of, signals
 from pipeline.schema import SAMPLE_RATE_HZ, OnProgress
 from pipeline.storage import PART, READS_AT_ONCE, Folder
 
@@ -106,7 +106,7 @@ class _Writer:
         self, dataset: Dataset, out: Folder, lists: Format, there: Mapping[str, int]
     ) -> None:
         self.out, self.lists, self.there = out, lists, there
-        self.bank = bank_of(dataset)
+        self.bank = rooms_of(dataset)
         self.mixtures = self.written = 0
         self.left_out: Counter[str] = Counter()
 

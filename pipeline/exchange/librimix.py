@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.commits import ShardRecord, commit_shard, committed_shards
-from pipeline.episodes import NUMBERS, Numbers
+from pipeline.episodes import NUMBERS, Numbers, account, listed
 from pipeline.exchange.librimix_audio import Dry, dry_lines
 from pipeline.exchange.librimix_metadata import LibriMix
 from pipeline.lines import Canvas, pcm_level_dbfs
@@ -110,10 +110,7 @@ def _write_shard(dataset: Folder, mixtures: LibriMix, name: str, rest: _Rest) ->
                 rest.waiting = next(rest.groups, None)
             table = pa.concat_tables(numbers)
             writer.add_key_value_metadata(Numbers.packed(table))
-        about = {
-            "speakers": [min(speakers), max(speakers)],
-            "numbers": Numbers.of(table).checksum(),
-        }
+        about = account(table, speakers)
         return commit_shard(dataset, name, path, len(table), mixtures.id, about)
 
 
@@ -211,12 +208,7 @@ def _finish(dataset: Folder, mixtures: LibriMix) -> Any:
         },
         "speakers": of_split(mixtures.speakers, "train")["speaker_id"].to_pylist(),
         "episodes": episodes,
-        "shards": [_listed(record) for record in records],
+        "shards": [listed(record) for record in records],
     }
     dataset.put_json(INDEX, index)
     return index
-
-
-def _listed(record: ShardRecord) -> dict[str, Any]:
-    """Return what the index says of a shard: who speaks in it is for its own record to say."""
-    return record._replace(about={"numbers": (record.about or {})["numbers"]}).as_json()

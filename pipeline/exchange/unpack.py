@@ -12,7 +12,7 @@ from pipeline.audio import Pcm, to_pcm
 from pipeline.commits import ShardRecord
 from pipeline.datasets import Dataset
 from pipeline.episodes import NUMBERS, UNREADABLE, Numbers
-from pipeline.render import render
+from pipeline.render import bank_of, render
 from pipeline.schema import ROOMS_FILE, SAMPLE_RATE_HZ
 from pipeline.shards import damaged, open_shard, read_table
 
@@ -102,12 +102,11 @@ def _mixtures(row: Mapping[str, Any], split: str, noise_slot: int) -> Iterator[M
         )
 
 
-def bank_of(dataset: Dataset) -> Tensor | None:
+def rooms_of(dataset: Dataset) -> Tensor | None:
     """Return the responses of all rooms, int16 (room, time), or None where no room is used."""
     if not dataset.config.mixing.ever("room_share"):
         return None
-    cells = read_table(dataset.folder, ROOMS_FILE, ["pcm"])["pcm"]
-    return torch.from_numpy(np.stack([np.frombuffer(cell.as_buffer(), "<i2") for cell in cells]))
+    return bank_of(read_table(dataset.folder, ROOMS_FILE, ["pcm"]))
 
 
 def signals(mixture: Mixture, bank: Tensor | None) -> dict[str, Pcm]:
