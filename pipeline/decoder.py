@@ -55,7 +55,7 @@ class Decoder:
             self._requests.send_bytes(json.dumps(request).encode())
             while (message := self._answers.recv_bytes())[:1] == SAMPLES:
                 yield np.frombuffer(message, np.float32, offset=4)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except (EOFError, OSError):  # also in the middle of a message
             raise self._death() from None
         except BaseException:
             self.close()  # the rest of the answer would be taken for the next one's
@@ -94,7 +94,7 @@ class Decoder:
         os.close(answers)
         try:
             self._answers.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):
             status = self.close()
             raise CscError(
                 f"the decoder does not start ({sys.executable} ended with status {status}): try "

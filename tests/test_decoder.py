@@ -1,9 +1,11 @@
 """Decoding in a child process: what kills the child costs one file."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +56,20 @@ def test_a_crash_costs_one_file(decoder: Decoder, file: Path, how: signal.Signal
     next(blocks)
     assert decoder._child is not None
     os.kill(decoder._child.pid, how)
+    with pytest.raises(AudioError) as caught:
+        list(blocks)
+    assert caught.value.reason == "crashes_decoder"
+    assert sum(map(len, decoder.stream(file))) == 20 * SAMPLE_RATE_HZ
+
+
+def test_a_crash_in_the_middle_of_a_message_costs_one_file(decoder: Decoder, file: Path) -> None:
+    blocks = decoder.stream(file)
+    next(blocks)
+    assert decoder._child is not None
+    waiting = bytearray(4)
+    while int.from_bytes(waiting, sys.byteorder) <= 4:  # a block is more than the pipe can hold
+        fcntl.ioctl(decoder._answers.fileno(), termios.FIONREAD, waiting)
+    decoder._child.kill()
     with pytest.raises(AudioError) as caught:
         list(blocks)
     assert caught.value.reason == "crashes_decoder"
