@@ -90,6 +90,16 @@ class CSC(nn.Module):
         embeddings, logits = self._speakers(unit, separated, sources)
         return Output(sources * level.unsqueeze(1), embeddings, _activity(logits), logits)
 
+    def sources(self, waveform: Tensor) -> Tensor:
+        """Separate mixtures `(batch, time)` and do not ask whose voices they are."""
+        level, unit = _unit_level(waveform)
+        return self._decode(self._separate(unit), unit.shape[-1]) * level.unsqueeze(1)
+
+    @property
+    def separator(self) -> tuple[nn.Module, ...]:
+        """The parts that `sources` needs; the others hear who speaks."""
+        return self.frontend, self.bottleneck, self.trunk, self.separation_blocks, self.mask
+
     def _separate(self, unit: Tensor) -> _Separated:
         """Find the masks of mixtures `(batch, time)` of unit power."""
         carrier = self.frontend.encode(unit)
@@ -178,7 +188,7 @@ class CSC(nn.Module):
         window = self._window(waveform, window_s)
         if len(waveform) > window:
             return longform.separate_long(self._hear, waveform, window, on_progress)
-        return self(waveform.unsqueeze(0)).sources[0]
+        return self.sources(waveform.unsqueeze(0))[0]
 
     def _window(self, waveform: Tensor, window_s: float) -> int:
         if not waveform.numel():

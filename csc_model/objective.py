@@ -67,7 +67,8 @@ class Objective(nn.Module):
     """The CSC loss over a batch of episodes. The table is closed-set and not part of the model.
 
     With `balance="norms"`, the contrastive gradient on the trunk is kept at `contrastive_weight`
-    times that of the separation.
+    times that of the separation. With `separation_only` nobody's voice is learned: that half of the
+    model is left as it is and not computed, and of the losses all but its own are 0.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Objective(nn.Module):
         activity_weight: float = 0.1,
         contrast: ContrastConfig | None = None,
         balance: Literal["fixed", "norms"] = "fixed",
+        separation_only: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -94,6 +96,11 @@ class Objective(nn.Module):
         self.separation_weight, self.spread_weight = separation_weight, spread_weight
         self.activity_weight = activity_weight
         self.balance = GradientBalance(2) if balance == "norms" else None
+        self.separation_only = separation_only
+        if separation_only:
+            self.requires_grad_(False)
+            for part in model.separator:
+                part.requires_grad_(True)
 
     def forward(self, episodes: Episodes, contrastive_weight: float = 1.0) -> Losses:
         """Return the losses, averaged so that the mean over equal ranks is that of one process.
@@ -101,6 +108,8 @@ class Objective(nn.Module):
         Every rank has as many episodes, of as many conditions and slots.
         """
         episodes = anchor_first(episodes)
+        if self.separation_only:
+            return self._separation_alone(episodes)
         output = self.model(episodes.mixtures.flatten(0, 1))
         with torch.autocast(episodes.mixtures.device.type, enabled=False):
             exact = output._replace(
@@ -108,10 +117,24 @@ class Objective(nn.Module):
             )
             return self._losses(exact, episodes, contrastive_weight)
 
+    def _separation_alone(self, episodes: Episodes) -> Losses:
+        sources = self.model.sources(episodes.mixtures.flatten(0, 1))
+        with torch.autocast(sources.device.type, enabled=False):
+            sources, references = full(sources), episodes.references.flatten(0, 1)
+            costs, assignment = best_permutation(pairwise_separation_loss(sources, references))
+            separation = _without_sources(costs, sources, episodes).mean()
+        anchors = has_anchor(episodes).flatten()
+        nothing = separation.new_zeros(())
+        return Losses(*[nothing] * len(Losses._fields))._replace(
+            total=self.separation_weight * separation,
+            separation_db=separation,
+            slot_share=slot_share(assignment[:, 0], anchors, sources.shape[1]),
+        )
+
     def _losses(self, output: Output, episodes: Episodes, contrastive_weight: float) -> Losses:
         references = episodes.references.flatten(0, 1)
         costs, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
-        separation = _without_sources(costs, output, episodes).mean()
+        separation = _without_sources(costs, output.sources, episodes).mean()
         activity = _activity(output, episodes, assignment)
         slots = _in_order(output.embeddings, assignment)
         rows = self._rows(slots, output.embeddings[:, -1], episodes)
@@ -249,14 +272,14 @@ def _in_order(embeddings: Tensor, assignment: Tensor) -> Tensor:
     return embeddings.gather(1, index)
 
 
-def _without_sources(costs: Tensor, output: Output, episodes: Episodes) -> Tensor:
+def _without_sources(costs: Tensor, sources: Tensor, episodes: Episodes) -> Tensor:
     """Put the MixIT cost in place of the PIT cost `(mixture,)` where no source is known."""
     mixed = is_mixit(episodes)
     if mixed is None:
         return costs
     if episodes.references.shape[2] < 2:
         raise ValueError("mixtures of mixtures need two slots at least: set num_slots to 2 or more")
-    two, _ = mixit_loss(output.sources, episodes.references.flatten(0, 1)[:, :2])
+    two, _ = mixit_loss(sources, episodes.references.flatten(0, 1)[:, :2])
     return torch.where(mixed, two, costs)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints without pickle: tensors in safetensors, the rest in JSON."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,8 +21,9 @@ class State(NamedTuple):
 
     step: int
     best_step: int
-    best_valid_eer: float
+    best_valid_eer: float  # nan where nobody's voice is learned
     averaged: int = 0  # updates of the running average
+    best_improvement_db: float = -math.inf  # of SI-SNR, at the best step
 
     @classmethod
     def read(cls, folder: Path) -> Self:

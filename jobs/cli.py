@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli_datasets import check, export, import_app, show
+from jobs.cli_tryouts import try_app
 from jobs.options import (
     ConfigOption,
     FreshOption,
@@ -148,6 +149,9 @@ app.command()(check)
 app.command()(show)
 app.add_typer(import_app, name="import")
 app.command()(export)
+
+
+app.add_typer(try_app, name="try")
 
 
 @app.command()

@@ -50,7 +50,7 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(5.0, gt=0)
     separation_weight: float = Field(0.1, ge=0)
-    contrastive_weight: float = Field(1.0, ge=0)
+    contrastive_weight: float = Field(1.0, ge=0, description="0: separation is all that is trained")
     contrastive_ramp_steps: int = Field(0, ge=0, description="separation alone at first")
     spread_weight: float = Field(0.1, ge=0)
     activity_weight: float = Field(0.1, ge=0, description="of telling slots that nobody speaks in")
@@ -60,6 +60,11 @@ class TrainConfig(Strict):
     contrast: ContrastConfig = ContrastConfig()
     validate_every: int = Field(500, ge=1, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
+
+    @property
+    def separation_only(self) -> bool:
+        """Whether voices are pulled apart and nobody's is learned: a run to begin others with."""
+        return self.contrastive_weight == 0
 
     @model_validator(mode="after")
     def _batch_can_be_shared(self) -> Self:
@@ -132,6 +137,16 @@ class Config(Strict):
             raise ValueError(
                 "train.contrast.label_free compares the conditions of an episode: set "
                 "build.mixing.conditions to 2 or more"
+            )
+        if train.separation_only and not train.separation_weight:
+            raise ValueError(
+                "train.contrastive_weight and train.separation_weight are both 0: nothing is "
+                "trained; set one of them"
+            )
+        if train.balance == "norms" and train.separation_only:
+            raise ValueError(
+                "train.balance=norms weighs the contrastive loss, and train.contrastive_weight=0 "
+                "leaves it out: change one"
             )
         if train.balance == "norms" and not train.separation_weight:
             raise ValueError("train.balance=norms is relative to train.separation_weight: set it")

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from csc_model import metrics
 from csc_model.model import CSC
 from jobs.config import Config
-from jobs.loop import new_model
 from jobs.report import det_plot
 from jobs.scoring import Embed, Views, embed_mfcc, embed_with, score, scored, test_side
+from jobs.stepper import new_model
 from jobs.train import Trained, local_copy
 from pipeline.schema import OnProgress, config_hash
 from pipeline.shards import INDEX, encode, read_catalogue

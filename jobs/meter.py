@@ -1,11 +1,19 @@
 """What training reports of itself: mean losses, and where the time of a step goes."""
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from csc_model.objective import Losses
+
+
+class Work(NamedTuple):
+    """What a step computes on one device."""
+
+    flops: float  # floating point operations, backward pass included
+    peak_flops: float | None  # that the device could do in a second, where that is known
 
 
 class Meter:
@@ -15,7 +23,8 @@ class Meter:
     of a phase is then that of the host's time, and `step_s` that of both.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work | None = None) -> None:
+        self.work = work
         self.began = self.mark = time.perf_counter()
         self.seconds, self.count = 0.0, 0
         self.spent: dict[str, float] = {}
@@ -43,4 +52,8 @@ class Meter:
             "audio_seconds_per_s": self.seconds / spent,
             "step_s": spent / self.count,
         }
+        if self.work is not None:
+            speed["flops_per_s"] = self.work.flops * self.count / spent
+            if self.work.peak_flops:
+                speed["mfu"] = speed["flops_per_s"] / self.work.peak_flops
         return means | shares | speed

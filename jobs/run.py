@@ -23,7 +23,7 @@ from jobs.promote import Decision, promote, register
 from jobs.registry import CHAMPION, Registry, Version
 from jobs.report import metrics_table
 from jobs.schedules import refine, resampled
-from jobs.train import Trained, model_id, train
+from jobs.train import Trained, model_id, train, validated
 from jobs.workspace import Workspace
 from pipeline.build import build, dataset_id
 from pipeline.corpora import SAMPLE, list_corpora
@@ -62,7 +62,7 @@ class Run:
         return Registry(self.workspace.mlflow_uri, self.config)
 
     @cached_property
-    def _ray(self) -> None:
+    def ray(self) -> None:
         """Start Ray when a stage first has work for it."""
         say("  starting Ray")
         self._exit.enter_context(ray_session(self.config))
@@ -70,7 +70,7 @@ class Run:
     def _on_ray(self, what: str) -> Callable[[Sequence[Task], Work], None]:
         def run(tasks: Sequence[Task], work: Work) -> None:
             if tasks:
-                _ = self._ray
+                _ = self.ray
             with progress(what) as advance:
 
                 def advanced(done: int, total: int) -> None:
@@ -150,11 +150,14 @@ class Run:
         folder = self.workspace.models.child(model_id(about, config))
         with self._stage("train", folder) as lines:
             if not folder.exists(INDEX):
-                _ = self._ray
+                _ = self.ray
             trained = train(folder, self.ingest[0], dataset, config, self.registry)
+            best = validated(
+                trained.about["best_valid_eer"], trained.about.get("best_valid_improvement_db")
+            )
             lines.append(
-                f"{trained.about['steps']} steps; best validation EER "
-                f"{trained.about['best_valid_eer']:.1%} at step {trained.about['best_step']}"
+                f"{trained.about['steps']} steps; best validation, at step "
+                f"{trained.about['best_step']}: {best}"
             )
         return trained
 

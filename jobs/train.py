@@ -1,11 +1,14 @@
 """Train: dataset in, best model out, through Ray Train; a killed run goes on where it was."""
 
+import math
 import shutil
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +19,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from csc_model.config import VARIANT
-from csc_model.model import CONFIG_FILE, WEIGHTS_FILE
+from csc_model.model import CONFIG_FILE, CSC, WEIGHTS_FILE
+from jobs.attending import attended, attention_plot
 from jobs.checkpoint import BEST, State
 from jobs.config import Config
 from jobs.console import Advance, progress
@@ -24,6 +28,7 @@ from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base
 from jobs.loop import train_loop
 from jobs.registry import Registry
 from pipeline.errors import CscError
+from pipeline.loader import EpisodeLoader
 from pipeline.schema import config_hash
 from pipeline.shards import INDEX, read_catalogue
 from pipeline.storage import Folder, arrow_filesystem
@@ -31,6 +36,7 @@ from pipeline.trials import make_trials
 
 POLL_SECONDS = 1.0
 RAY_FOLDER, RUN_FILE = "checkpoints", "run.json"
+ATTENTION_FILE, ATTENTION_BATCHES = "attention.png", 8
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 # Large tensors of a step are returned to the system and faulted in again without huge pages.
 WORKER_ENV = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -89,7 +95,10 @@ def _train_and_export(
     run_id = folder.read_json(RUN_FILE)
     fetch_base(config, folder)
     checkpoint = _fit(folder, store, dataset, config, registry, run_id, len(about["speakers"]))
-    _export(folder, checkpoint, name, run_id, about, config)
+    state = _copy_best(folder, checkpoint, about)
+    if config.build.mixing.conditions > 1 and not config.train.separation_only:
+        _report_attention(folder, dataset, config, registry, run_id)
+    _finish(folder, state, name, run_id, about, config)
 
 
 def _fit(
@@ -192,29 +201,73 @@ def _listening(
 
 def note(metrics: dict[str, float]) -> str:
     """Return what fits beside the progress bar of a narrow terminal; MLflow has the rest."""
-    if "valid_eer" in metrics:
-        gain = metrics["valid_si_snr_improvement_db"]
-        return f"valid EER {metrics['valid_eer']:.1%}, separation {gain:+.1f} dB"
+    found = validated(metrics.get("valid_eer"), metrics.get("valid_si_snr_improvement_db"))
+    if found:
+        return f"valid {found}"
     return (
         f"loss {metrics['total']:.2f}, sep. {metrics['separation_db']:.1f} dB, "
         f"{metrics['audio_seconds_per_s']:.0f} audio-s/s, wait {metrics['data_wait_share']:.0%}"
     )
 
 
-def _export(
+def validated(eer: float | None, improvement_db: float | None) -> str:
+    """Say what a validation found; what it did not measure is None."""
+    rate = "" if eer is None else f"EER {eer:.1%}"
+    gain = "" if improvement_db is None else f"separation {improvement_db:+.1f} dB"
+    return ", ".join(filter(None, (rate, gain)))
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _copy_best(folder: Folder, checkpoint: ray.train.Checkpoint, dataset: dict[str, Any]) -> State:
+    """Copy the best weights out of the last checkpoint, and return how training ended."""
+    with checkpoint.as_directory() as path:
+        folder.put_json(SPEAKERS_FILE, dataset["speakers"])
+        for file in (TABLE_FILE, WEIGHTS_FILE, CONFIG_FILE):
+            folder.put(file, (Path(path) / BEST / file).read_bytes())
+        return State.read(Path(path))
+
+
+def _report_attention(
+    folder: Folder, dataset: Folder, config: Config, registry: Registry, run_id: str
+) -> None:
+    """Plot what attention of the best weights looks at, beside the model and in MLflow."""
+    loader = EpisodeLoader(
+        dataset,
+        "valid",
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        rank=0,
+        world=1,
+        remix=False,
+    )
+    torch.set_num_threads(config.train.threads)
+    with tempfile.TemporaryDirectory(prefix="csc-attention-") as scratch:
+        model = CSC.load(local_copy(folder, Path(scratch) / "model"))
+        found = attended(model, islice(loader.batches(0), ATTENTION_BATCHES), loader.rooms)
+        plots = Path(scratch) / "plots"
+        plots.mkdir()
+        (plots / ATTENTION_FILE).write_bytes(attention_plot(found))
+        folder.put(ATTENTION_FILE, plots / ATTENTION_FILE)
+        registry.log_folder(run_id, plots, "plots")
+    correlation = found.rank_correlation
+    if math.isfinite(correlation):
+        registry.log_metrics(
+            run_id, config.train.steps, {"attention_rank_correlation": correlation}
+        )
+
+
+def _finish(
     folder: Folder,
-    checkpoint: ray.train.Checkpoint,
+    state: State,
     name: str,
     run_id: str,
     dataset: dict[str, Any],
     config: Config,
 ) -> None:
-    """Copy the best weights out of the last checkpoint; the index makes them count."""
-    with checkpoint.as_directory() as path:
-        state = State.read(Path(path))
-        folder.put_json(SPEAKERS_FILE, dataset["speakers"])
-        for file in (TABLE_FILE, WEIGHTS_FILE, CONFIG_FILE):
-            folder.put(file, (Path(path) / BEST / file).read_bytes())
+    """Write the index, which makes the model count."""
     index = {
         "id": name,
         "variant": VARIANT,
@@ -223,7 +276,8 @@ def _export(
         "store": dataset["store"],
         "speakers": dataset["speakers"],
         "best_step": state.best_step,
-        "best_valid_eer": state.best_valid_eer,
+        "best_valid_eer": _number(state.best_valid_eer),
+        "best_valid_improvement_db": _number(state.best_improvement_db),
         "steps": state.step,
         "torch": torch.__version__,
         "config": config.model_dump(),

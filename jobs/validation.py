@@ -3,7 +3,8 @@
 All ranks take part: each embeds its share of the utterances, all see the whole result.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,13 @@ from pipeline.trials import TrialAudio, make_trials
 MIXTURE_BATCHES = 4
 
 
+class Found(NamedTuple):
+    """What a validation measured."""
+
+    eer: float  # the mean over conditions; nan where separation is all that is trained
+    improvement_db: float  # mean gain in SI-SNR over the mixture; nan where no slot is full
+
+
 class Validator:
     """Measures a model on the speakers of the validation split."""
 
@@ -35,14 +43,13 @@ class Validator:
         self.audio = TrialAudio(store, self.trials)
         self.conditions = list(trials.conditions.values())
         self.mixtures, self.rank, self.world = mixtures, rank, world
+        self.separation_only = config.train.separation_only
 
-    def measure(self, model: CSC) -> tuple[float, float]:
-        """Return the mean EER over conditions and the mean SI-SNR improvement in dB.
-
-        To be called by every rank at the same step.
-        """
+    def measure(self, model: CSC) -> Found:
+        """Measure a model. To be called by every rank at the same step."""
         model.eval()
-        result = self._eer(model), self._improvement_db(model)
+        rate = math.nan if self.separation_only else self._eer(model)
+        result = Found(rate, self._improvement_db(model))
         model.train()
         return result
 
@@ -81,7 +88,7 @@ class Validator:
             rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
             mixtures, references = (part.flatten(0, 1) for part in rendered)
             least, _ = best_permutation(
-                pairwise_separation_loss(model(mixtures).sources, references)
+                pairwise_separation_loss(model.sources(mixtures), references)
             )
             before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references).mean(-1)
             full = (references.square().mean(-1) > SILENT).all(-1)

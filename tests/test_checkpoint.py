@@ -8,7 +8,7 @@ import torch
 from csc_model.objective import Objective
 from jobs.checkpoint import State, load_training, save_training
 from jobs.config import load_config
-from jobs.loop import build_optimizer, learning_rate_factor
+from jobs.stepper import build_optimizer, learning_rate_factor
 from tests.test_losses import SMALL, episodes, objective
 
 CONFIG = load_config("demo", ["train.steps=20", "train.warmup_steps=4"]).train

@@ -294,3 +294,21 @@ def test_the_logged_terms_add_up() -> None:
     assert losses.attention_logit.isfinite()
     logged = [getattr(losses, name) for name in losses._fields if name != "total"]
     assert all(term.ndim == 0 for term in logged)
+
+
+def test_separation_alone_is_the_separation_of_the_whole() -> None:
+    given = in_double(episodes(3))
+    whole = objective("table", spread_weight=0.0, activity_weight=0.0).double()
+    alone = objective("table", separation_only=True).double()
+    expected, losses = whole(given, 0.0), alone(given)
+    torch.testing.assert_close(losses.separation_db, expected.separation_db)
+    torch.testing.assert_close(losses.total, expected.total)
+    assert losses.contrastive_nats == losses.activity_nats == 0
+    expected.total.backward()
+    losses.total.backward()
+    separator = {id(p) for part in alone.model.separator for p in part.parameters()}
+    for mine, theirs in zip(alone.parameters(), whole.parameters(), strict=True):
+        if id(mine) in separator:
+            torch.testing.assert_close(mine.grad, theirs.grad)
+        else:
+            assert mine.grad is None

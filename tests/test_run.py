@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 import csc_model
+from csc_model.saving import WEIGHTS_FILE
 from jobs.config import Config, load_config
 from jobs.evaluate import Evaluated, evaluate
 from jobs.interrupt import Interrupt
@@ -145,6 +147,15 @@ def test_ray_and_a_kill_leave_the_shards_of_a_plain_loop(workspace: Path, tmp_pa
     assert shard_hashes(dataset) == shard_hashes(only(workspace / "mixtures"))
 
 
+def test_the_attention_of_the_best_weights_is_shown(workspace: Path) -> None:
+    model = only(workspace / "models")
+    assert model.read("attention.png").startswith(b"\x89PNG")
+    correlation = registry_of(workspace).history(
+        model.read_json("run.json"), "attention_rank_correlation"
+    )
+    assert -1 <= correlation[-1] <= 1
+
+
 def test_the_evaluation_is_complete(workspace: Path) -> None:
     evaluation = only(workspace / "evaluations")
     index = evaluation.read_json("index.json")
@@ -187,14 +198,20 @@ def test_a_schedule_is_refined_from_what_a_run_logged(workspace: Path) -> None:
 
 def test_a_champion_is_trained_further(workspace: Path) -> None:
     uri = "models:/csc-speaker-encoder@champion"
-    more = ("--set", f"train.init_from='{uri}'", "--set", "train.steps=4")
-    answer = csc("train", workspace, *more)
+    settings = (f"train.init_from='{uri}'", "train.steps=4", "train.contrastive_weight=0.0")
+    answer = csc("train", workspace, *(word for text in settings for word in ("--set", text)))
     assert answer.returncode == 0, answer.stderr
     folders = [Folder.at(path) for path in (workspace / "models").iterdir()]
     (tuned,) = [folder for folder in folders if folder.exists("base/model.json")]
     index = tuned.read_json("index.json")
     assert index["config"]["train"]["init_from"] == "models:/csc-speaker-encoder/1"
     assert index["steps"] == 4
+    assert index["best_valid_eer"] is None  # separation alone: nobody's voice was learned
+    assert index["best_valid_improvement_db"] is not None
+    before, after = (load_file(Path(tuned.uri) / name / WEIGHTS_FILE) for name in ("base", "."))
+    moved = {name.partition(".")[0] for name in before if not before[name].equal(after[name])}
+    assert moved
+    assert moved <= {"frontend", "bottleneck", "trunk", "separation_blocks", "mask"}
     shutil.rmtree(tuned.uri)
 
 
