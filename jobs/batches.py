@@ -1,6 +1,6 @@
 """From what the loader reads to what the objective takes, and how a batch is cut for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,16 +10,35 @@ from csc_model.objective import Episodes
 from pipeline.draws import stream_key
 from pipeline.loader import Batch
 from pipeline.render import render
+from pipeline.speeds import draw_speeds, played
 
 
 def to_episodes(
-    batch: Batch, bank: Tensor | None, seed: int, step: int, rank: int, world: int
+    batch: Batch,
+    bank: Tensor | None,
+    seed: int,
+    step: int,
+    rank: int,
+    world: int,
+    speeds: Sequence[float] = (),
+    num_speakers: int = 0,
 ) -> Episodes:
     """Render a batch on its device and draw this rank's share of the global attention masks.
 
-    Nobody attends to a mixture that lacks the anchor, unless nothing else is left.
+    Nobody attends to a mixture that lacks the anchor, unless nothing else is left. With `speeds`,
+    known voices are played at them or as they are; at the n-th, speaker s of `num_speakers` is
+    speaker `s + n * num_speakers`.
     """
-    rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
+    sources, speakers, anchors = batch.sources, batch.speakers, batch.anchors
+    if speeds:
+        which = draw_speeds(len(speeds), batch.pick.shape, seed, step, rank, world)
+        which = which.to(speakers.device)
+        which[:, :, :-1][speakers < 0] = 0  # of several voices in one line, or of nobody
+        which[:, :, -1] = 0
+        sources = played(sources, which, speeds)
+        anchors = anchors + num_speakers * which[:, :, 0].amax(1)  # 0 where it is absent
+        speakers = speakers + num_speakers * which[:, :, :-1]
+    rendered = render(sources, batch.gains_db, batch.rooms, bank)
     share, conditions = batch.speakers.shape[:2]
     generator = torch.Generator().manual_seed(stream_key(seed, "attention", step) % 2**63)
     allowed = draw_allowed(share * world, conditions, generator)[rank * share : (rank + 1) * share]
@@ -30,8 +49,8 @@ def to_episodes(
     return Episodes(
         rendered.mixtures,
         rendered.references,
-        batch.speakers,
-        batch.anchors,
+        speakers,
+        anchors,
         allowed,
         batch.mixit,
     )

@@ -29,6 +29,9 @@ class TrainConfig(Strict):
     steps: int = Field(10_000, ge=1)
     batch_size: int = Field(16, ge=1, description="episodes of a global batch")
     remix: bool = Field(True, description="mix the voices of a batch anew in every epoch")
+    speeds: list[Annotated[float, Field(ge=0.5, le=2)]] = Field(
+        [], description="that voices are also played at, as other speakers: [0.9, 1.1]"
+    )
     lr: float = Field(1e-3, gt=0)
     table_lr_scale: float = Field(2.0, gt=0, description="of the speaker table, over lr")
     warmup_steps: int = Field(50, ge=0)

@@ -27,6 +27,7 @@ from jobs.validation import Found, Validator
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
 from pipeline.loader import Batch, EpisodeLoader, audio_seconds
+from pipeline.speeds import voices
 from pipeline.storage import Folder
 
 STEPS_PER_LINE = 20
@@ -66,7 +67,8 @@ class Worker:
         torch.set_num_threads(config.train.threads)
         objective = new_objective(config, job.num_speakers).to(device)
         if config.train.init_from is not None:
-            begin_with(objective, Folder(job.folder), read_dataset(job.dataset).about["speakers"])
+            speakers = read_dataset(job.dataset).about["speakers"]
+            begin_with(objective, Folder(job.folder), voices(speakers, config.train.speeds))
         self.train_data = self._loader("train")
         self.work = self._work(objective)
         self.stepper = Stepper(

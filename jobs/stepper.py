@@ -43,11 +43,11 @@ def new_model(config: Config) -> CSC:
 
 
 def new_objective(config: Config, num_speakers: int) -> Objective:
-    """Return the untrained model with its losses."""
+    """Return the untrained model with its losses; each further speed is as many speakers more."""
     train = config.train
     return Objective(
         new_model(config),
-        num_speakers,
+        num_speakers * (1 + len(train.speeds)),
         separation_weight=train.separation_weight,
         spread_weight=train.spread_weight,
         activity_weight=train.activity_weight,
@@ -150,7 +150,16 @@ class Stepper:
             group["lr"] = base * learning_rate_factor(step, train)
         ramp = min(1.0, step / train.contrastive_ramp_steps) if train.contrastive_ramp_steps else 1
         moved = batch.to(self.device)
-        episodes = to_episodes(moved, self.bank, self.config.seed, step, self.rank, self.world)
+        episodes = to_episodes(
+            moved,
+            self.bank,
+            self.config.seed,
+            step,
+            self.rank,
+            self.world,
+            train.speeds,
+            len(self.objective.table) // (1 + len(train.speeds)),
+        )
         if not batch.mixit.any():  # on the host, where asking costs nothing
             episodes = episodes._replace(mixit=None)
         self.optimizer.zero_grad()

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from pipeline.errors import CscError
 from pipeline.loader import EpisodeLoader
 from pipeline.schema import config_hash
 from pipeline.shards import INDEX, read_catalogue
+from pipeline.speeds import voices
 from pipeline.storage import Folder, arrow_filesystem
 from pipeline.trials import make_trials
 
@@ -95,7 +96,7 @@ def _train_and_export(
     run_id = folder.read_json(RUN_FILE)
     fetch_base(config, folder)
     checkpoint = _fit(folder, store, dataset, config, registry, run_id, len(about["speakers"]))
-    state = _copy_best(folder, checkpoint, about)
+    state = _copy_best(folder, checkpoint, voices(about["speakers"], config.train.speeds))
     if config.build.mixing.conditions > 1 and not config.train.separation_only:
         _report_attention(folder, dataset, config, registry, run_id)
     _finish(folder, state, name, run_id, about, config)
@@ -221,10 +222,10 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _copy_best(folder: Folder, checkpoint: ray.train.Checkpoint, dataset: dict[str, Any]) -> State:
+def _copy_best(folder: Folder, checkpoint: ray.train.Checkpoint, names: Sequence[str]) -> State:
     """Copy the best weights out of the last checkpoint, and return how training ended."""
     with checkpoint.as_directory() as path:
-        folder.put_json(SPEAKERS_FILE, dataset["speakers"])
+        folder.put_json(SPEAKERS_FILE, list(names))
         for file in (TABLE_FILE, WEIGHTS_FILE, CONFIG_FILE):
             folder.put(file, (Path(path) / BEST / file).read_bytes())
         return State.read(Path(path))
