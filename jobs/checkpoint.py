@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jobs.ema import Average
+from pipeline.errors import CscError
 
 BEST = "best"
 LAST, OPTIMIZER, STATE = "last.safetensors", "optimizer.safetensors", "state.json"
@@ -57,8 +58,18 @@ def load_training(
     optimizer: torch.optim.Optimizer,
     average: Average | None = None,
 ) -> State:
-    """Restore what `save_training` wrote, in place."""
-    objective.load_state_dict(load_file(folder / LAST))
+    """Restore what `save_training` wrote, in place.
+
+    Raises:
+        CscError: it was written for a model of other shapes.
+    """
+    try:
+        objective.load_state_dict(load_file(folder / LAST))
+    except RuntimeError as error:
+        raise CscError(
+            f"the checkpoint in {folder} is of a model of other shapes ({_first_line(error)}): "
+            "begin anew with --fresh, or go back to the version of the program that wrote it"
+        ) from None
     state: dict[int, dict[str, Any]] = {}
     for key, value in load_file(folder / OPTIMIZER).items():
         number, name = key.split(".", 1)
@@ -69,6 +80,11 @@ def load_training(
     if average is not None:
         average.load(load_file(folder / AVERAGE), restored.averaged)
     return restored
+
+
+def _first_line(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1] if len(lines) > 1 else lines[0]
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,17 +1,20 @@
 """The training loop of one worker. Ray Train runs it in every process of the group."""
 
 import math
+import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from csc_model.flops import BACKWARD_FORWARD, forward_flops, peak_flops
@@ -19,6 +22,7 @@ from csc_model.model import CSC
 from csc_model.objective import Losses, Objective
 from jobs.checkpoint import BEST, State
 from jobs.config import Config
+from jobs.failures import HopelessError, is_out_of_memory, no_number, out_of_memory
 from jobs.finetune import TABLE_FILE, begin_with, save_table, table_of
 from jobs.meter import Meter, Work
 from jobs.stepper import NoNumberError, Stepper, new_objective
@@ -31,6 +35,8 @@ from pipeline.speeds import voices
 from pipeline.storage import Folder
 
 STEPS_PER_LINE = 20
+SCRATCH = "csc-checkpoint-"
+UPLOAD_TIMEOUT_S, UPLOAD_POLL_S = 1800, 0.05
 
 
 class Job(NamedTuple):
@@ -83,6 +89,7 @@ class Worker:
         self.best: dict[str, Tensor] = {}
         self.best_table: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
+        self.uploading: Path | None = None
         self.validator = Validator(config, job.store, self._loader("valid"), self.rank, self.world)
 
     def _work(self, objective: Objective) -> Work:
@@ -157,21 +164,16 @@ class Worker:
         return bool(answer.item())
 
     def _step(self, batch: Batch, meter: Meter) -> tuple[Losses, float]:
-        """Take a step, and save the batch of this rank beside the run if it makes no number."""
+        """Take a step; what would fail again is said once, and ends the run."""
+        step = self.state.step
         try:
-            return self.stepper.take(self.state.step, batch, meter)
+            return self.stepper.take(step, batch, meter)
         except NoNumberError as error:
-            name = f"not-a-number-step-{self.state.step}-rank-{self.rank}.safetensors"
-            folder = Folder(self.job.folder)
-            with folder.scratch() as scratch:
-                tensors = {name: tensor.contiguous() for name, tensor in batch._asdict().items()}
-                save_file(tensors, scratch / name)
-                folder.put(name, scratch / name)
-            raise CscError(
-                f"step {self.state.step}: {error}; the batch is in {folder.path(name)}; set "
-                "train.lr or train.clip_norm lower, or train.precision=fp32: that is another run, "
-                "which begins at step 0, or with train.init_from at what an earlier one has come to"
-            ) from None
+            raise no_number(error, step, self.rank, batch, Folder(self.job.folder)) from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(step, self.config) from None
 
     def tell(self, metrics: dict[str, float]) -> None:
         """Send metrics of this step to the driver: rank 0 does, so losses are of its share."""
@@ -210,7 +212,8 @@ class Worker:
         if self.rank:
             ray.train.report(metrics)
             return
-        folder = Path(tempfile.mkdtemp(prefix="csc-checkpoint-"))
+        self._await_upload()
+        folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
         try:
             self.stepper.save(folder, self.state)
             if self.best:
@@ -227,8 +230,41 @@ class Worker:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
+        self.uploading = folder
+
+    def _await_upload(self) -> None:
+        """Let no more than one checkpoint wait for a slow store: each is as large as the model."""
+        until = time.monotonic() + UPLOAD_TIMEOUT_S
+        while self.uploading is not None and self.uploading.exists():
+            if time.monotonic() > until:
+                raise CscError(
+                    f"a checkpoint was not uploaded in {UPLOAD_TIMEOUT_S} s: see to the network or "
+                    "the store of the workspace; the same command goes on from the one before"
+                )
+            time.sleep(UPLOAD_POLL_S)
+
+
+def sweep_scratch() -> None:
+    """Remove what killed workers of this machine left of checkpoints."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        owner = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def train_loop(told: dict[str, Any]) -> None:
-    """Train as told: what Ray Train calls in each worker."""
-    Worker(Job.read(told)).run()
+    """Train as told: what Ray Train calls in each worker, and again where one of them failed.
+
+    Raises:
+        HopelessError: told to the driver, so that Ray's next try ends at once.
+    """
+    job = Job.read(told)
+    reason = ray.get(job.reporter.ended_by.remote())
+    if reason:
+        raise HopelessError(reason)
+    sweep_scratch()
+    try:
+        Worker(job).run()
+    except HopelessError as error:
+        ray.get(job.reporter.end.remote(str(error)))
+        raise

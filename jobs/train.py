@@ -24,9 +24,11 @@ from jobs.attending import attended, attention_plot
 from jobs.checkpoint import BEST, State
 from jobs.config import Config
 from jobs.console import Advance, progress
+from jobs.failures import check_fits
 from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base
 from jobs.loop import train_loop
 from jobs.registry import Registry
+from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
 from pipeline.loader import EpisodeLoader
 from pipeline.schema import config_hash
@@ -61,9 +63,17 @@ class Reporter:
 
     def __init__(self) -> None:
         self._lines: list[tuple[int, dict[str, float]]] = []
+        self._ended_by = ""
 
     def put(self, step: int, metrics: dict[str, float]) -> None:
         self._lines.append((step, metrics))
+
+    def end(self, reason: str) -> None:
+        """Note what ends the run for good: the first who says so is right."""
+        self._ended_by = self._ended_by or reason
+
+    def ended_by(self) -> str:
+        return self._ended_by
 
     def take(self) -> list[tuple[int, dict[str, float]]]:
         lines, self._lines = self._lines, []
@@ -87,6 +97,7 @@ def train(
 def _train_and_export(
     folder: Folder, store: Folder, dataset: Folder, config: Config, registry: Registry
 ) -> None:
+    check_fits(read_dataset(dataset), config)
     catalogue, about = read_catalogue(store), dataset.read_json(INDEX)
     for split in ("valid", "test"):  # what cannot be judged afterwards is not worth training
         make_trials(catalogue, split, config.evaluate.trials, config.seed)
@@ -144,7 +155,8 @@ def _fit(
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise CscError(f"training failed: {_cause(error)}") from error
+            reason = ray.get(reporter.ended_by.remote()) or _cause(error)
+            raise CscError(f"training failed: {reason}") from error
     if result.checkpoint is None:
         raise CscError(f"training left no checkpoint in {folder.uri}: run again with --fresh")
     return result.checkpoint

@@ -27,6 +27,7 @@ from pipeline.schema import (
     DATASET_VERSION,
     EPISODE,
     ROOMS_FILE,
+    SAMPLE_RATE_HZ,
     SPEAKERS,
     SPEAKERS_FILE,
     Runner,
@@ -167,6 +168,7 @@ def _finish(
     about = store.read_json(INDEX)
     index = {
         "version": DATASET_VERSION,
+        "sample_rate_hz": SAMPLE_RATE_HZ,
         "id": name,
         "store": about["id"],
         "seed": seed,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pipeline.commits import ShardRecord
 from pipeline.distributions import BuildConfig
 from pipeline.errors import CscError
-from pipeline.schema import DATASET_VERSION
+from pipeline.schema import DATASET_VERSION, SAMPLE_RATE_HZ
 from pipeline.shards import INDEX
 from pipeline.storage import Folder
 
@@ -64,6 +64,12 @@ def read_dataset(folder: Folder) -> Dataset:
         raise CscError(
             f"{where} has data version {version}, this program reads {DATASET_VERSION}: build the "
             "dataset anew"
+        )
+    rate_hz = index.get("sample_rate_hz", SAMPLE_RATE_HZ)
+    if rate_hz != SAMPLE_RATE_HZ:
+        raise CscError(
+            f"{where} is of audio at {rate_hz} Hz, this program works at {SAMPLE_RATE_HZ}: build "
+            "the dataset anew"
         )
     try:
         return Dataset(

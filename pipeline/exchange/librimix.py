@@ -23,6 +23,7 @@ from pipeline.planning import BUILT_SPLITS
 from pipeline.schema import (
     DATASET_VERSION,
     EPISODE,
+    SAMPLE_RATE_HZ,
     SPEAKERS_FILE,
     OnProgress,
     of_split,
@@ -197,6 +198,7 @@ def _finish(dataset: Folder, mixtures: LibriMix) -> Any:
     episodes[mixtures.config.split] = sum(record.rows for record in records)
     index = {
         "version": DATASET_VERSION,
+        "sample_rate_hz": SAMPLE_RATE_HZ,
         "id": mixtures.id,
         "store": None,
         "seed": None,

@@ -1,0 +1,112 @@
+"""What stops a training for good is named, with what to do."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.checkpoint import State
+from jobs.config import Config, load_config
+from jobs.failures import HopelessError, check_fits, is_out_of_memory, no_number, out_of_memory
+from jobs.loop import SCRATCH, sweep_scratch
+from jobs.meter import Meter
+from jobs.stepper import NoNumberError, Stepper, new_objective
+from jobs.tryouts import SPEAKERS, noise_batch
+from pipeline.datasets import read_dataset
+from pipeline.errors import CscError
+from pipeline.shards import INDEX
+from pipeline.storage import Folder
+from tests.test_tryouts import SMALL
+
+
+def config(*more: str) -> Config:
+    return load_config("demo", [*SMALL, *more])
+
+
+def test_more_speakers_than_slots_are_refused(dataset: Folder) -> None:
+    found = read_dataset(dataset)
+    check_fits(found, config())
+    three = ("build.mixing.interferer_shares=[0.2, 0.4, 0.4]", "model.num_slots=3")
+    with pytest.raises(CscError, match=r"up to 2 speakers and the model 3 slots.*num_slots=2"):
+        check_fits(found, config(*three))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("version", 1, "has data version 1, .*build the dataset anew"),
+        ("sample_rate_hz", 8000, "8000 Hz"),
+    ],
+)
+def test_a_dataset_of_another_kind_is_refused(
+    dataset: Folder, tmp_path: Path, key: str, value: int, said: str
+) -> None:
+    index = dataset.read_json(INDEX) | {key: value}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CscError, match=said):
+        read_dataset(Folder.at(tmp_path))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    Stepper(config(), new_objective(config(), SPEAKERS)).save(tmp_path, State(3, 0, 1.0))
+    wider = config("model.channels=32")
+    with pytest.raises(CscError, match=r"other shapes.*--fresh"):
+        Stepper(wider, new_objective(wider, SPEAKERS)).load(tmp_path)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_gains_that_are_no_numbers_name_their_episodes(tmp_path: Path, broken: float) -> None:
+    stepper = Stepper(config(), new_objective(config(), SPEAKERS))
+    before = {name: tensor.clone() for name, tensor in stepper.objective.state_dict().items()}
+    batch = noise_batch(config(), 4)
+    batch.gains_db[2, 1, 0] = broken
+    with pytest.raises(NoNumberError) as caught:
+        stepper.take(5, batch, Meter())
+    explained = no_number(caught.value, 5, 0, batch, Folder.at(tmp_path))
+    assert "1 episode(s) of the batch, 2, have gains that are no numbers" in str(explained)
+    (saved,) = tmp_path.iterdir()
+    assert str(saved) in str(explained)
+    assert load_file(saved)["numbers"].tolist() == [0, 1, 2, 3]
+    after = stepper.objective.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_rate_that_blows_up_is_no_fault_of_the_data(tmp_path: Path) -> None:
+    wild = config("train.lr=1e30", "train.clip_norm=1e30")
+    stepper, batch = Stepper(wild, new_objective(wild, SPEAKERS)), noise_batch(wild, 4)
+    stepper.take(0, batch, Meter())
+    with pytest.raises(NoNumberError) as caught:
+        stepper.take(1, batch, Meter())
+    assert "set train.lr" in str(no_number(caught.value, 3, 1, batch, Folder.at(tmp_path)))
+
+
+def test_an_allocation_that_fails_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    said = str(out_of_memory(7, config("train.accumulate=2", "train.batch_size=16")))
+    assert "4 episodes of 2 x 0.5 s at once" in said
+    assert "train.accumulate=4" in said
+    assert isinstance(out_of_memory(7, config()), HopelessError)
+
+
+def test_what_a_killed_worker_left_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, used = tmp_path / f"{SCRATCH}{dead.pid}-a", tmp_path / f"{SCRATCH}{os.getpid()}-b"
+    for folder in (left, used):
+        folder.mkdir()
+    sweep_scratch()
+    assert not left.exists()
+    assert used.exists()
