@@ -4,13 +4,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MODEL_VERSION = 2  # 1: no activity head, activity was a share of energy
+MODEL_VERSION = 3  # 1: no activity head, activity was a share of energy; 2: no ECAPA
 VARIANT = "reconstructed-v1"
 
 TRUNKS = {
     "galr": "csc_model.galr.Galr",
     "conv_tasnet": "csc_model.conv_tasnet.ConvTasNet",
     "tcn": "csc_model.tcn.Tcn",
+    "blstm": "csc_model.blstm.Blstm",
 }
 """Where each `csc_model.trunk.Trunk` lies. A further one is a file, and a line here."""
 
@@ -28,7 +29,9 @@ class ModelConfig(BaseModel):
     num_bins: int = Field(64, ge=1, description="filters of the conv front end; stft has its own")
     channels: int = Field(64, ge=4)
     trunk: str = Field("galr", description=f"one of {', '.join(TRUNKS)}")
-    hidden: int = Field(128, ge=4, description="LSTM cells (galr) or inner channels (the others)")
+    hidden: int = Field(
+        128, ge=4, description="LSTM cells (galr, blstm) or inner channels (the others)"
+    )
     shared_blocks: int = Field(4, ge=1)
     separation_blocks: int = Field(2, ge=0)
     speaker_blocks: int = Field(2, ge=0)
@@ -43,6 +46,10 @@ class ModelConfig(BaseModel):
     )
     speaker_features: Literal["carrier", "mel"] = "carrier"
     mel_bands: int = Field(80, ge=8, le=256)
+    speaker_net: Literal["trunk", "ecapa"] = Field(
+        "trunk", description="blocks of the trunk, or an ECAPA-TDNN of its own on mel features"
+    )
+    ecapa_channels: int = Field(128, ge=8, multiple_of=8)
     detach_separation: bool = Field(
         False, description="no gradient from the speaker head through the separated signals"
     )
@@ -68,6 +75,8 @@ class ModelConfig(BaseModel):
             )
         if self.segment % 2:
             raise ValueError(f"segment {self.segment} must be even: segments overlap by one half")
+        if self.speaker_net == "ecapa" and self.speaker_features != "mel":
+            raise ValueError("speaker_net ecapa reads log-mel features: set speaker_features=mel")
         for name in ("channels", "embedding_dim"):
             if getattr(self, name) % self.attention_heads:
                 raise ValueError(

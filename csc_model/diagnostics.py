@@ -19,11 +19,15 @@ def information(
 
 @torch.no_grad()
 def slot_cosine(embeddings: Tensor) -> Tensor:
-    """Return the mean cosine of the embeddings `(mixture, slot, dim)` of two different slots."""
+    """Return the mean cosine of the embeddings `(mixture, slot, dim)` of two different slots.
+
+    An embedding of 0 is none; with no two in any mixture the mean is 0.
+    """
     unit = F.normalize(embeddings, dim=-1)
-    cosine = unit @ unit.transpose(-1, -2)
-    pairs = max(unit.shape[1] * (unit.shape[1] - 1), 1)
-    return (cosine.sum((-1, -2)) - cosine.diagonal(dim1=-2, dim2=-1).sum(-1)).mean() / pairs
+    there = (unit.square().sum(-1) > 0.5).to(unit.dtype)
+    pair = there.unsqueeze(1) * there.unsqueeze(2)
+    pair = pair - torch.diag_embed(there)
+    return (unit @ unit.transpose(-1, -2) * pair).sum() / pair.sum().clamp_min(1)
 
 
 @torch.no_grad()

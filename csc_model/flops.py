@@ -27,8 +27,12 @@ PEAK_FLOPS = {
 """Dense bf16 (V100, T4: fp16) operations a second, by a part of the device's name; data sheets."""
 
 
-def forward_flops(model: CSC, num_samples: int, *, separation_only: bool = False) -> float:
+def forward_flops(
+    model: CSC, num_samples: int, *, separation_only: bool = False, views: int = 0
+) -> float:
     """Return the floating point operations of a forward pass on one mixture.
+
+    With `views`, the speaker head hears as many of its views.
 
     A multiplication and an addition are two. Fused recurrent layers and attention are counted from
     their sizes. Of what is not a product of matrices (norms, Fourier transforms) nothing is.
@@ -37,7 +41,8 @@ def forward_flops(model: CSC, num_samples: int, *, separation_only: bool = False
     counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ATTENTION: _attention_flops})
     training = model.training
     with torch.no_grad(), counter, _recurrent_layers(model) as recurrent:
-        _ = model.eval().sources(waveform) if separation_only else model(waveform)
+        heard = torch.arange(views, device=waveform.device)[None] if views else None
+        _ = model.eval().sources(waveform) if separation_only else model.eval()(waveform, heard)
     model.train(training)
     return float(counter.get_total_flops() + sum(recurrent))
 

@@ -80,16 +80,21 @@ def best_permutation(cost: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @exact
-def activity_loss(logits: Tensor, references: Tensor, assignment: Tensor) -> Tensor:
+def activity_loss(
+    logits: Tensor, references: Tensor, assignment: Tensor, heard: Tensor | None = None
+) -> Tensor:
     """Cross-entropy, per mixture in nats, of logits that a slot holds a speaker.
 
     `logits` `(batch, slot)` are compared with which of `references` `(batch, slot, time)` hold
-    speech, each at the slot that `assignment` `(batch, slot)` gives it (`best_permutation`). The
-    term is reconstruction.
+    speech, each at the slot that `assignment` `(batch, slot)` gives it (`best_permutation`). With
+    `heard`, bool `(batch, slot)`, the mean is over these references. The term is reconstruction.
     """
     holds = (references.square().mean(-1) >= SILENT).to(logits.dtype)
-    heard = logits.gather(1, assignment)
-    return F.binary_cross_entropy_with_logits(heard, holds, reduction="none").mean(-1)
+    said = logits.gather(1, assignment)
+    losses = F.binary_cross_entropy_with_logits(said, holds, reduction="none")
+    if heard is None:
+        return losses.mean(-1)
+    return (losses * heard).sum(-1) / heard.sum(-1).clamp_min(1)
 
 
 @exact

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from csc_model import longform
 from csc_model.attention import AttentiveStatistics, ConditionAttention
 from csc_model.config import ModelConfig
+from csc_model.ecapa import Ecapa
 from csc_model.encoder import build_frontend
 from csc_model.longform import Heard, OnProgress
 from csc_model.mel import LogMel
@@ -53,8 +54,8 @@ class CSC(nn.Module):
     The speaker head has one set of weights for all slots: slot c of either head is the same slot by
     construction. It reads, as `speaker_features` says, for each slot the carrier as weighed by that
     slot's mask, beside the shared features; or log-mel features of that slot's waveform and nothing
-    else. A further view of the mixture as it is competes with them, which keeps clean speech from
-    suffering.
+    else, with blocks of the trunk or an ECAPA-TDNN. A further view of the mixture as it is competes
+    with them, which keeps clean speech from suffering.
 
     The activity head reads a slot's pooled features and its energy. It starts at 0.95 for any slot
     and learns from a loss on `activity_logits`; without one it stays there.
@@ -69,25 +70,43 @@ class CSC(nn.Module):
         self.trunk = build_trunk(config)
         self.separation_blocks = self.trunk.stack(config.separation_blocks)
         self.mask = nn.Sequential(nn.PReLU(), nn.Conv1d(channels, config.num_slots * bins, 1))
-        if config.speaker_features == "mel":
-            self.mel = LogMel(config.mel_bands, config.sample_rate_hz)
-            self.view: nn.Module = nn.Conv1d(config.mel_bands, channels, 1)
+        if config.speaker_net == "ecapa":
+            self.ecapa = Ecapa(
+                config.sample_rate_hz,
+                bands=config.mel_bands,
+                channels=config.ecapa_channels,
+                wide=3 * config.ecapa_channels,
+                inner=config.ecapa_channels // 2,
+                dim=dim,
+            )
         else:
-            self.view = nn.Sequential(nn.GroupNorm(1, bins), nn.Conv1d(bins, channels, 1))
-        self.speaker_blocks = self.trunk.stack(config.speaker_blocks)
-        self.pool = AttentiveStatistics(channels, dim)
+            self._make_speaker_stack(bins)
         self.attention = ConditionAttention(dim, config.attention_heads, qk_norm=config.qk_norm)
         verdict = nn.Linear(dim, 1)
         nn.init.zeros_(verdict.weight)
         nn.init.constant_(verdict.bias, FIRST_LOGIT)
         self.active = nn.Sequential(nn.Linear(dim + 1, dim), nn.ReLU(), verdict)
 
-    def forward(self, waveform: Tensor) -> Output:
-        """Separate and embed mixtures `(batch, time)`; any level, any length."""
+    def _make_speaker_stack(self, bins: int) -> None:
+        config = self.config
+        if config.speaker_features == "mel":
+            self.mel = LogMel(config.mel_bands, config.sample_rate_hz)
+            self.view: nn.Module = nn.Conv1d(config.mel_bands, config.channels, 1)
+        else:
+            self.view = nn.Sequential(nn.GroupNorm(1, bins), nn.Conv1d(bins, config.channels, 1))
+        self.speaker_blocks = self.trunk.stack(config.speaker_blocks)
+        self.pool = AttentiveStatistics(config.channels, config.embedding_dim)
+
+    def forward(self, waveform: Tensor, heard: Tensor | None = None) -> Output:
+        """Separate and embed mixtures `(batch, time)`; any level, any length.
+
+        `heard`, int64 `(batch, some)`, says which views of each mixture the speaker head hears,
+        the last being the mixture itself; the embeddings of the others are 0. None is all.
+        """
         level, unit = _unit_level(waveform)
         separated = self._separate(unit)
         sources = self._decode(separated, unit.shape[-1])
-        embeddings, logits = self._speakers(unit, separated, sources)
+        embeddings, logits = self._speakers(unit, separated, sources, heard)
         return Output(sources * level.unsqueeze(1), embeddings, _activity(logits), logits)
 
     def sources(self, waveform: Tensor) -> Tensor:
@@ -117,32 +136,49 @@ class CSC(nn.Module):
         return self.frontend.decode(slots, num_samples).unflatten(0, (-1, self.config.num_slots))
 
     def _speakers(
-        self, unit: Tensor, separated: _Separated, sources: Tensor | None
+        self,
+        unit: Tensor,
+        separated: _Separated,
+        sources: Tensor | None,
+        heard: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return embeddings `(batch, slot + 1, dim)` and activity logits `(batch, slot)`."""
+        views, chosen = self.config.num_slots + 1, None
+        if heard is not None:
+            first = views * torch.arange(len(unit), device=unit.device)
+            chosen = (heard + first.unsqueeze(1)).flatten()
         if self.config.speaker_features == "mel":
             sources = self._decode(separated, unit.shape[-1]) if sources is None else sources
-            x = self._mel_views(unit, sources)
+            found = self._heard_as_waveforms(unit, sources, chosen)
         else:
-            x = self._carrier_views(separated)
-        x = self.trunk.join(self.speaker_blocks(self.trunk.split(x)), x.shape[-1])
-        embeddings = self.pool(x).unflatten(0, (len(unit), -1))
+            found = self._pooled(self._carrier_views(separated, chosen))
+        if chosen is not None:
+            found = found.new_zeros(len(unit) * views, found.shape[-1]).index_copy(0, chosen, found)
+        embeddings = found.unflatten(0, (len(unit), views))
         loudness = _loudness(separated).unsqueeze(-1)
         logits = self.active(torch.cat([embeddings[:, :-1], loudness], -1)).squeeze(-1)
         return embeddings, logits
 
-    def _carrier_views(self, separated: _Separated) -> Tensor:
-        """Show the speaker head each slot's carrier, and the mixture's, `(batch * view, ...)`."""
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Turn features `(view, channel, frame)` into embeddings `(view, dim)`."""
+        return self.pool(self.trunk.join(self.speaker_blocks(self.trunk.split(x)), x.shape[-1]))
+
+    def _carrier_views(self, separated: _Separated, chosen: Tensor | None) -> Tensor:
+        """Show the speaker head carriers of slots, and of mixtures."""
         views = separated.views.detach() if self.config.detach_separation else separated.views
         views = torch.cat([views, separated.magnitude.unsqueeze(1)], 1)
-        x = self.view(self.frontend.features(views.flatten(0, 1)))
-        return x + separated.shared.repeat_interleave(views.shape[1], 0)
+        shared = separated.shared.repeat_interleave(views.shape[1], 0)
+        x = self.view(self.frontend.features(_rows(views.flatten(0, 1), chosen)))
+        return x + _rows(shared, chosen)
 
-    def _mel_views(self, unit: Tensor, sources: Tensor) -> Tensor:
-        """Show it log-mel features of each slot's waveform, and of the mixture's."""
+    def _heard_as_waveforms(self, unit: Tensor, sources: Tensor, chosen: Tensor | None) -> Tensor:
+        """Embed waveforms of slots, and mixtures, by their log-mel features."""
         if self.config.detach_separation:
             sources = sources.detach()
-        return self.view(self.mel(torch.cat([sources, unit.unsqueeze(1)], 1).flatten(0, 1)))
+        waveforms = _rows(torch.cat([sources, unit.unsqueeze(1)], 1).flatten(0, 1), chosen)
+        if self.config.speaker_net == "ecapa":
+            return self.ecapa(waveforms)
+        return self._pooled(self.view(self.mel(waveforms)))
 
     @torch.inference_mode()
     def embed(
@@ -223,6 +259,10 @@ class CSC(nn.Module):
         model = cls(config)
         read_weights(Path(folder), model, version)
         return model.eval()
+
+
+def _rows(x: Tensor, chosen: Tensor | None) -> Tensor:
+    return x if chosen is None else x[chosen]
 
 
 def _unit_level(waveform: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ from csc_model.rows import (
     compare_with_table,
     forget_labels,
     make_rows,
+    only,
     speaker_distance,
 )
 
@@ -68,7 +69,10 @@ class Objective(nn.Module):
 
     With `balance="norms"`, the contrastive gradient on the trunk is kept at `contrastive_weight`
     times that of the separation. With `separation_only` nobody's voice is learned: that half of the
-    model is left as it is and not computed, and of the losses all but its own are 0.
+    model is left as it is and not computed, and of the losses all but its own are 0. With
+    `freeze_separator` the other half is left as it is. With `views`, the speaker head hears as many
+    views of each mixture in a step, drawn at random: for a table, as others are compared with each
+    other.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class Objective(nn.Module):
         contrast: ContrastConfig | None = None,
         balance: Literal["fixed", "norms"] = "fixed",
         separation_only: bool = False,
+        freeze_separator: bool = False,
+        views: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -96,11 +102,11 @@ class Objective(nn.Module):
         self.separation_weight, self.spread_weight = separation_weight, spread_weight
         self.activity_weight = activity_weight
         self.balance = GradientBalance(2) if balance == "norms" else None
-        self.separation_only = separation_only
+        self.separation_only, self.views = separation_only, views
         if separation_only:
             self.requires_grad_(False)
-            for part in model.separator:
-                part.requires_grad_(True)
+        for part in model.separator:
+            part.requires_grad_(not freeze_separator)
 
     def forward(self, episodes: Episodes, contrastive_weight: float = 1.0) -> Losses:
         """Return the losses, averaged so that the mean over equal ranks is that of one process.
@@ -110,12 +116,28 @@ class Objective(nn.Module):
         episodes = anchor_first(episodes)
         if self.separation_only:
             return self._separation_alone(episodes)
-        output = self.model(episodes.mixtures.flatten(0, 1))
+        mixtures = episodes.mixtures.flatten(0, 1)
+        heard = self._draw_views(len(mixtures), mixtures.device)
+        output = self.model(mixtures, heard)
         with torch.autocast(episodes.mixtures.device.type, enabled=False):
             exact = output._replace(
                 sources=full(output.sources), embeddings=full(output.embeddings)
             )
-            return self._losses(exact, episodes, contrastive_weight)
+            return self._losses(exact, episodes, contrastive_weight, self._is_heard(heard))
+
+    def _draw_views(self, count: int, device: torch.device) -> Tensor | None:
+        """Draw which views `(mixture, view)` the speaker head hears; None: all."""
+        if not self.views:
+            return None
+        drawn = torch.rand(count, self.model.config.num_slots + 1, device=device)
+        return drawn.argsort(-1)[:, : self.views]
+
+    def _is_heard(self, heard: Tensor | None) -> Tensor | None:
+        """Return whether each view is, `(mixture, slot + 1)`."""
+        if heard is None:
+            return None
+        none = heard.new_zeros(len(heard), self.model.config.num_slots + 1, dtype=torch.bool)
+        return none.scatter(1, heard, True)
 
     def _separation_alone(self, episodes: Episodes) -> Losses:
         sources = self.model.sources(episodes.mixtures.flatten(0, 1))
@@ -131,13 +153,24 @@ class Objective(nn.Module):
             slot_share=slot_share(assignment[:, 0], anchors, sources.shape[1]),
         )
 
-    def _losses(self, output: Output, episodes: Episodes, contrastive_weight: float) -> Losses:
+    def _losses(
+        self,
+        output: Output,
+        episodes: Episodes,
+        contrastive_weight: float,
+        is_heard: Tensor | None,
+    ) -> Losses:
         references = episodes.references.flatten(0, 1)
         costs, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
         separation = _without_sources(costs, output.sources, episodes).mean()
-        activity = _activity(output, episodes, assignment)
+        activity = _activity(output, episodes, assignment, is_heard)
         slots = _in_order(output.embeddings, assignment)
-        rows = self._rows(slots, output.embeddings[:, -1], episodes)
+        present = has_anchor(episodes)
+        if is_heard is not None:
+            present = present & is_heard.gather(1, assignment)[:, 0].view_as(present)
+        rows = self._rows(slots, output.embeddings[:, -1], episodes, present)
+        if is_heard is not None:
+            rows = only(rows, torch.cat([is_heard.gather(1, assignment), is_heard[:, -1:]], 1))
         comparison = self._comparison(rows, slots, episodes)
         scale = F.softplus(self.raw_scale)
         scale = scale + (scale.clamp_max(MAX_SCALE) - scale).detach()  # it can come down again
@@ -163,7 +196,7 @@ class Objective(nn.Module):
             activity,
             cap,
             weight,
-            self.model.attention.weights(*self._attended(slots, episodes)).largest_logit,
+            self.model.attention.weights(*self._attended(slots, episodes, present)).largest_logit,
             slot_cosine(output.embeddings[:, :-1]),
             slot_share(assignment[:, 0], has_anchor(episodes).flatten(), slots.shape[1]),
             # Of the table, or else of the means of those in this rank's batch.
@@ -179,7 +212,9 @@ class Objective(nn.Module):
         )
         return self.separation_weight * weights[1]
 
-    def _attended(self, slots: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    def _attended(
+        self, slots: Tensor, episodes: Episodes, present: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the anchors' embeddings `(batch, condition, dim)`, and who attends to whom.
 
         The table knows nothing of this batch, so an anchor may see its other conditions. Where
@@ -190,16 +225,16 @@ class Objective(nn.Module):
         itself = torch.eye(anchors.shape[1], dtype=torch.bool, device=anchors.device)
         if self.contrast.set != "table":
             return anchors, itself.expand_as(episodes.allowed)
-        allowed = episodes.allowed & has_anchor(episodes).unsqueeze(1)
+        allowed = episodes.allowed & present.unsqueeze(1)
         return anchors, allowed | (itself & ~allowed.any(-1, keepdim=True))
 
-    def _rows(self, slots: Tensor, wholes: Tensor, episodes: Episodes) -> Rows:
+    def _rows(self, slots: Tensor, wholes: Tensor, episodes: Episodes, present: Tensor) -> Rows:
         """Attend, and say who each vector is: anchors, then others, then unseparated views.
 
         Only the anchor's slots see other conditions; interferers and unseparated views have none.
         """
         attention = self.model.attention
-        anchors, allowed = self._attended(slots, episodes)
+        anchors, allowed = self._attended(slots, episodes, present)
         alone = torch.cat([slots[:, 1:], wholes.unsqueeze(1)], 1)
         vectors = torch.cat(
             [
@@ -283,12 +318,16 @@ def _without_sources(costs: Tensor, sources: Tensor, episodes: Episodes) -> Tens
     return torch.where(mixed, two, costs)
 
 
-def _activity(output: Output, episodes: Episodes, assignment: Tensor) -> Tensor:
+def _activity(
+    output: Output, episodes: Episodes, assignment: Tensor, is_heard: Tensor | None
+) -> Tensor:
     """Return the loss of the activity head, zero where the model has none."""
     logits = getattr(output, "activity_logits", None)
     if logits is None:
         return output.sources.new_zeros(())
-    values = activity_loss(logits, episodes.references.flatten(0, 1), assignment)
+    heard = None if is_heard is None else is_heard.gather(1, assignment)
+    values = activity_loss(logits, episodes.references.flatten(0, 1), assignment, heard)
     mixed = is_mixit(episodes)
     held = torch.ones_like(values, dtype=torch.bool) if mixed is None else ~mixed
+    held = held if heard is None else held & heard.any(1)
     return global_mean(values, held)

@@ -69,6 +69,11 @@ def forget_labels(speakers: Tensor, has_anchor: Tensor) -> Tensor:
     return torch.where(speakers >= 0, numbers, -1)
 
 
+def only(rows: Rows, heard: Tensor) -> Rows:
+    """Have the rows that were not heard, bool `(mixture, slot + 1)`, say nothing."""
+    return rows._replace(shares=rows.shares * heard.T.flatten().unsqueeze(-1))
+
+
 def compare_with_table(rows: Rows, table: Tensor) -> Comparison:
     """Compare with every row of the table `(speaker, dim)`: p is one-hot, by energy for wholes."""
     p = rows.shares.new_zeros(len(rows.shares), len(table))

@@ -54,6 +54,10 @@ class TrainConfig(Strict):
     clip_norm: float = Field(5.0, gt=0)
     separation_weight: float = Field(0.1, ge=0)
     contrastive_weight: float = Field(1.0, ge=0, description="0: separation is all that is trained")
+    freeze_separator: bool = Field(False, description="leave that of init_from as it is")
+    views: int = Field(
+        0, ge=0, description="of each mixture that the speaker head hears in a step; 0: all"
+    )
     contrastive_ramp_steps: int = Field(0, ge=0, description="separation alone at first")
     spread_weight: float = Field(0.1, ge=0)
     activity_weight: float = Field(0.1, ge=0, description="of telling slots that nobody speaks in")
@@ -146,10 +150,20 @@ class Config(Strict):
                 "train.contrastive_weight and train.separation_weight are both 0: nothing is "
                 "trained; set one of them"
             )
-        if train.balance == "norms" and train.separation_only:
+        if train.freeze_separator and (train.init_from is None or train.separation_only):
             raise ValueError(
-                "train.balance=norms weighs the contrastive loss, and train.contrastive_weight=0 "
-                "leaves it out: change one"
+                "train.freeze_separator keeps the separator of train.init_from and trains the "
+                "speaker head: name a model there, and set train.contrastive_weight above 0"
+            )
+        if train.views and (train.contrast.set != "table" or train.views > model.num_slots + 1):
+            raise ValueError(
+                f"train.views {train.views}: up to {model.num_slots + 1} views, and only with "
+                "train.contrast.set=table, as other sets compare the views of a batch"
+            )
+        if train.balance == "norms" and (train.separation_only or train.freeze_separator):
+            raise ValueError(
+                "train.balance=norms weighs separation against the contrastive loss, and only one "
+                "of them is trained: leave it out"
             )
         if train.balance == "norms" and not train.separation_weight:
             raise ValueError("train.balance=norms is relative to train.separation_weight: set it")

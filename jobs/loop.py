@@ -94,11 +94,13 @@ class Worker:
 
     def _work(self, objective: Objective) -> Work:
         mixing, train = self.config.build.mixing, self.config.train
-        once = forward_flops(
-            objective.model, mixing.num_samples, separation_only=train.separation_only
-        )
+        separation = forward_flops(objective.model, mixing.num_samples, separation_only=True)
+        whole = forward_flops(objective.model, mixing.num_samples, views=train.views)
+        step = BACKWARD_FORWARD * (separation if train.separation_only else whole)
+        if train.freeze_separator:
+            step -= (BACKWARD_FORWARD - 1) * separation
         mixtures = train.batch_size // self.world * mixing.conditions
-        return Work(BACKWARD_FORWARD * once * mixtures, peak_flops(objective.table.device))
+        return Work(step * mixtures, peak_flops(objective.table.device))
 
     def _loader(self, split: str) -> EpisodeLoader:
         return EpisodeLoader(

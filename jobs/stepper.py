@@ -54,6 +54,8 @@ def new_objective(config: Config, num_speakers: int) -> Objective:
         contrast=train.contrast,
         balance=train.balance,
         separation_only=train.separation_only,
+        freeze_separator=train.freeze_separator,
+        views=train.views,
     )
 
 

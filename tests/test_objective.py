@@ -312,3 +312,33 @@ def test_separation_alone_is_the_separation_of_the_whole() -> None:
             torch.testing.assert_close(mine.grad, theirs.grad)
         else:
             assert mine.grad is None
+
+
+def test_a_frozen_separator_is_left_as_it_is() -> None:
+    frozen = objective("table", freeze_separator=True)
+    losses = frozen(episodes(3))
+    losses.total.backward()
+    for part in frozen.model.separator:
+        assert all(parameter.grad is None for parameter in part.parameters())
+    assert frozen.model.pool.project.weight.grad is not None
+    plain = objective("table")(episodes(3))
+    torch.testing.assert_close(losses.total, plain.total)
+
+
+def test_all_views_drawn_are_all_views() -> None:
+    every = objective("table", views=3)(episodes(3))
+    plain = objective("table")(episodes(3))
+    for name, value in plain._asdict().items():
+        torch.testing.assert_close(getattr(every, name), value, msg=name)
+
+
+def test_views_that_are_not_heard_say_nothing() -> None:
+    given = episodes(3)
+    one = objective("table", views=1)
+    losses = one(given)
+    assert losses.slot_cosine == 0
+    assert all(torch.isfinite(value) for value in losses)
+    torch.testing.assert_close(losses.separation_db, objective("table")(given).separation_db)
+    losses.total.backward()
+    moved = one.table.grad.abs().sum(-1) > 0
+    assert moved.any()
