@@ -1,0 +1,105 @@
+"""The command of the campaign."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from jobs.config import Config, load_config
+from jobs.run import Run
+from tests.benchmarks.campaign import __doc__ as about
+from tests.benchmarks.campaign.scoring import (
+    SPLITS,
+    Judge,
+    csc_embed,
+    lda_embed,
+    peer_embed,
+    table,
+    write_scores,
+)
+from tests.benchmarks.campaign.systems import CSC_SYSTEMS, PAIRS, PEER_STEPS, PEERS, Stage
+from tests.benchmarks.campaign.training import train_csc, train_peer
+
+FILE = str(Path(__file__).parent / "campaign.toml")
+LDA = "mfcc_lda"
+Given = list[str]
+
+
+def prepare(given: Given) -> None:
+    """Ingest, and build both datasets."""
+    for changes in ((), PAIRS):
+        with Run(load_config(FILE, [*given, *changes])) as run:
+            _ = run.build
+
+
+def configured(stage: Stage, seed: int, given: Given) -> Config:
+    """Return the configuration of a stage; the seed is that of training, not of the data."""
+    changes = [*(PAIRS if stage.dataset == "pairs" else ()), *stage.changes]
+    return load_config(FILE, [*given, *changes, f"train.steps={stage.steps}"])
+
+
+def run(name: str, seed: int, given: Given) -> None:
+    """Train and score a system."""
+    wild = configured(Stage("wild", 1), seed, given)
+    root = Path(wild.workspace) / "campaign" / name / str(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    improvement, cost = {}, 0.0
+    judges = {split: Judge.of(wild, split) for split in SPLITS}
+    if name in CSC_SYSTEMS:
+        folder = None
+        for number, stage in enumerate(CSC_SYSTEMS[name]):
+            before, folder = folder, _stage_folder(root.parent.parent, name, number, seed)
+            config = configured(stage, seed, given)
+            if not (folder / "cost.json").exists():
+                train_csc(config, seed, before, folder)
+            cost += json.loads((folder / "cost.json").read_text())["core_s"]
+        assert folder is not None, "every system has a stage"
+        embed, model = csc_embed(folder)
+        improvement = {split: judges[split].improvement_db(model, 0.0) for split in SPLITS}
+    elif name in PEERS:
+        config = configured(Stage("wild", PEER_STEPS), seed, given)
+        if not (root / "cost.json").exists():
+            train_peer(name, config, seed, root)
+        cost = json.loads((root / "cost.json").read_text())["core_s"]
+        embed = peer_embed(name, config, root)
+    else:
+        embed = lda_embed(wild)
+    for split, judge in judges.items():
+        gain = {"improvement_db": improvement[split]} if improvement else {}
+        write_scores(root, split, judge.scores(embed), {"core_s": cost, **gain})
+
+
+def _stage_folder(root: Path, name: str, number: int, seed: int) -> Path:
+    """Return where a stage lies: equal first stages are one, trained once for each seed."""
+    stages = CSC_SYSTEMS[name][: number + 1]
+    first = next(other for other, its in CSC_SYSTEMS.items() if its[: number + 1] == stages)
+    return root / first / str(seed) / f"stage-{number}"
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m tests.benchmarks.campaign",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=["prepare", "run", "table"])
+    parser.add_argument("system", nargs="?", choices=[*CSC_SYSTEMS, *PEERS, LDA])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], dest="given")
+    told = parser.parse_args()
+    torch.set_num_threads(1)
+    if told.what == "prepare":
+        prepare(told.given)
+    elif told.what == "run":
+        run(told.system, told.seed, told.given)
+    else:
+        config = load_config(FILE, told.given)
+        judges = {split: Judge.of(config, split) for split in SPLITS}
+        replicates = config.evaluate.bootstrap_replicates
+        print(table(Path(config.workspace) / "campaign", judges, replicates))
+
+
+if __name__ == "__main__":
+    main()
