@@ -12,7 +12,7 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 RANKS = [
     {"errors"},
     {"schema", "draws"},
-    {"distributions", "storage", "audio", "patterns", "fingerprint", "tones"},
+    {"distributions", "storage", "audio", "patterns", "fingerprint", "tones", "speeds"},
     {"commits", "speech", "splits", "vad", "decoder", "manifests", "duplicates"},
     {"segments", "layouts", "responses"},
     {"casting", "windows", "order", "shards", "corpora", "render", "tasks", "speakers", "datasets"},
