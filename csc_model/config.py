@@ -30,7 +30,9 @@ class ModelConfig(BaseModel):
     channels: int = Field(64, ge=4)
     trunk: str = Field("galr", description=f"one of {', '.join(TRUNKS)}")
     hidden: int = Field(
-        128, ge=4, description="LSTM cells (galr, blstm) or inner channels (the others)"
+        128,
+        ge=4,
+        description="LSTM cells (galr: each way, blstm: both together) or inner channels",
     )
     shared_blocks: int = Field(4, ge=1)
     separation_blocks: int = Field(2, ge=0)

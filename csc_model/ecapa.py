@@ -119,8 +119,8 @@ class Ecapa(nn.Module):
         )
 
     def forward(self, waveform: Tensor) -> Tensor:
-        power = waveform.square().mean(-1, keepdim=True)
-        x = self.first(self.mel(waveform / power.sqrt().clamp_min(SILENT)))
+        power = waveform.square().mean(-1, keepdim=True).clamp_min(SILENT**2)
+        x = self.first(self.mel(waveform / power.sqrt()))  # its gradient is finite, clamped before
         outputs, total = [], x
         for block in self.blocks:  # each sees the sum of all before it
             outputs.append(block(total))

@@ -12,6 +12,8 @@ from pipeline.loader import Batch
 from pipeline.render import render
 from pipeline.speeds import draw_speeds, played
 
+GONE = 1e-6  # of a line's power: less is the ringing of a filter
+
 
 def to_episodes(
     batch: Batch,
@@ -35,9 +37,12 @@ def to_episodes(
         which = which.to(speakers.device)
         which[:, :, :-1][speakers < 0] = 0  # of several voices in one line, or of nobody
         which[:, :, -1] = 0
+        before = sources.float().square().mean(-1)
         sources = played(sources, which, speeds)
+        after = sources.square().mean(-1)
+        gone = ((before > 0) & (after < GONE * before))[:, :, :-1]  # pushed off the end
         anchors = anchors + num_speakers * which[:, :, 0].amax(1)  # 0 where it is absent
-        speakers = speakers + num_speakers * which[:, :, :-1]
+        speakers = (speakers + num_speakers * which[:, :, :-1]).masked_fill(gone, -1)
     rendered = render(sources, batch.gains_db, batch.rooms, bank)
     share, conditions = batch.speakers.shape[:2]
     generator = torch.Generator().manual_seed(stream_key(seed, "attention", step) % 2**63)

@@ -55,9 +55,7 @@ def batch_size(
 
 @try_app.command("learning-rate")
 def learning_rate(
-    rate: Annotated[
-        list[float] | None, typer.Option("--rate", min=0.0, help="May be repeated.")
-    ] = None,
+    rate: Annotated[list[float] | None, typer.Option("--rate", help="May be repeated.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=20, help="Of each training.")] = 200,
     width: Annotated[
         float, typer.Option("--width", min=0.01, max=4.0, help="Of the layers, over the model's.")
@@ -76,6 +74,8 @@ def learning_rate(
     from jobs.run import Run
     from jobs.tryouts import learning_rates, sensitivity, shrunk
 
+    if any(tried <= 0 for tried in rate or []):
+        raise typer.BadParameter("--rate is to be above 0")
     narrow = resolved.model_copy(update={"model": shrunk(resolved.model, width)})
     with interruptible("stopped"), Run(resolved, fresh=False) as run:
         dataset, about = run.build

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from csc_model.config import ModelConfig
 from csc_model.contrast import ContrastConfig
@@ -67,6 +67,15 @@ class TrainConfig(Strict):
     contrast: ContrastConfig = ContrastConfig()
     validate_every: int = Field(500, ge=1, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
+
+    @field_validator("speeds")
+    @classmethod
+    def _speeds_differ(cls, speeds: list[float]) -> list[float]:
+        hundredths = {round(100 * speed) for speed in speeds}
+        whole = all(abs(100 * speed - round(100 * speed)) < 1e-6 for speed in speeds)
+        if len(hundredths) < len(speeds) or 100 in hundredths or not whole:
+            raise ValueError("speeds are different whole hundredths, without 1.0, which is there")
+        return speeds
 
     @property
     def separation_only(self) -> bool:

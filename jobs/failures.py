@@ -1,5 +1,7 @@
 """What stops a training for good, said so that a person can do something about it."""
 
+from itertools import islice
+
 import torch
 from safetensors.torch import save_file
 
@@ -37,7 +39,7 @@ def no_number(
     """Save the batch of this rank beside the run, and say where it is and what to do."""
     name = f"not-a-number-step-{step}-rank-{rank}.safetensors"
     with run.scratch() as scratch:
-        tensors = {name: tensor.contiguous() for name, tensor in batch._asdict().items()}
+        tensors = {field: tensor.contiguous() for field, tensor in batch._asdict().items()}
         save_file(tensors, scratch / name)
         run.put(name, scratch / name)
     broken = batch.gains_db.isnan() | batch.gains_db.isposinf()
@@ -67,9 +69,10 @@ def out_of_memory(step: int, config: Config) -> HopelessError:
     """Say what needs less memory."""
     train, seconds = config.train, config.build.mixing.seconds
     share = train.batch_size // train.workers
+    more = (parts for parts in range(train.accumulate + 1, share + 1) if share % parts == 0)
+    smaller = "".join(f"train.accumulate={parts}, " for parts in islice(more, 1))
     return HopelessError(
         f"step {step}: out of memory with {share // train.accumulate} episodes of "
-        f"{config.build.mixing.conditions} x {seconds:g} s at once on each worker: set "
-        f"train.accumulate={2 * train.accumulate} for the same batch in smaller parts, "
+        f"{config.build.mixing.conditions} x {seconds:g} s at once on each worker: set {smaller}"
         "model.checkpointing=true, or train.batch_size lower (csc try batch-size finds what fits)"
     )

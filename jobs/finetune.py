@@ -94,7 +94,8 @@ def _grow(
     if pairs:
         rows, before = torch.tensor(pairs).T
         objective.table[rows] = saved["table"][before].to(objective.table)
-        objective.raw_scale.copy_(saved["raw_scale"])
+        if objective.contrast.learn_scale:  # else it is what the configuration says
+            objective.raw_scale.copy_(saved["raw_scale"])
     return len(pairs)
 
 

@@ -36,7 +36,7 @@ from pipeline.storage import Folder
 
 STEPS_PER_LINE = 20
 SCRATCH = "csc-checkpoint-"
-UPLOAD_TIMEOUT_S, UPLOAD_POLL_S = 1800, 0.05
+UPLOAD_TIMEOUT_S, UPLOAD_POLL_S = 1200, 0.05
 
 
 class Job(NamedTuple):
@@ -185,6 +185,9 @@ class Worker:
     def validate(self) -> None:
         """Measure, keep the best weights and hand Ray Train a checkpoint; all ranks take part."""
         model = self.stepper.judged()
+        if self.world > 1:
+            for buffer in model.buffers():  # running statistics are a rank's own until then
+                dist.broadcast(buffer, 0)
         found = self.validator.measure(model)
         if not self.best or self._is_better(found):
             self.state = self.state._replace(
@@ -199,13 +202,18 @@ class Worker:
             "valid_eer": found.eer,
             "valid_si_snr_improvement_db": found.improvement_db,
         }
-        self.tell({name: value for name, value in metrics.items() if not math.isnan(value)})
+        known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        if known:
+            self.tell(known)
         self._report(metrics)
 
     def _is_better(self, found: Found) -> bool:
-        """Compare error rates, or what separation gains where that is all that is trained."""
+        """Compare error rates, or what separation gains where that is all that is trained.
+
+        Where no mixture says what that is, as with mixtures of mixtures, the last is the best.
+        """
         if self.config.train.separation_only:
-            return found.improvement_db > self.state.best_improvement_db
+            return not found.improvement_db <= self.state.best_improvement_db
         return found.eer < self.state.best_valid_eer
 
     def _report(self, metrics: dict[str, float]) -> None:
@@ -240,8 +248,9 @@ class Worker:
         while self.uploading is not None and self.uploading.exists():
             if time.monotonic() > until:
                 raise CscError(
-                    f"a checkpoint was not uploaded in {UPLOAD_TIMEOUT_S} s: see to the network or "
-                    "the store of the workspace; the same command goes on from the one before"
+                    f"{self.uploading} was not uploaded, or not removed after it, in "
+                    f"{UPLOAD_TIMEOUT_S} s: see to the network, or the store of the workspace; the "
+                    "same command goes on from the checkpoint before"
                 )
             time.sleep(UPLOAD_POLL_S)
 

@@ -38,6 +38,12 @@ def register(trained: Trained, evaluated: Evaluated, registry: Registry) -> tupl
 
     Returns the version, and whether it is new: a model is registered once.
     """
+    if not trained.about["config"]["train"]["contrastive_weight"]:
+        raise CscError(
+            "separation alone was trained (train.contrastive_weight=0), and nobody's voice was "
+            "learned: begin another run with it, train.init_from="
+            f"{trained.folder.uri}, and register that"
+        )
     run_id = trained.about["run"]
     known = registry.version_of(run_id, evaluated.about["trials"]["hash"])
     if known is not None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,10 @@ from pipeline.loader import Batch
 class NoNumberError(CscError):
     """The loss, or its gradient, is no number."""
 
-    def __init__(self, losses: Losses, grad_norm: float) -> None:
+    @classmethod
+    def of(cls, losses: Losses, grad_norm: float) -> Self:
         terms = ", ".join(f"{key} {float(value):.4g}" for key, value in losses._asdict().items())
-        super().__init__(
+        return cls(
             f"the loss or its gradient is no number (gradient norm {grad_norm:.4g}; {terms})"
         )
 
@@ -172,7 +173,7 @@ class Stepper:
         losses = Losses(*(torch.stack(terms).mean() for terms in zip(*made, strict=True)))
         grad_norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), train.clip_norm))
         if not math.isfinite(grad_norm) or not math.isfinite(float(losses.total)):
-            raise NoNumberError(losses, grad_norm)
+            raise NoNumberError.of(losses, grad_norm)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.objective.model)

@@ -39,7 +39,7 @@ from pipeline.trials import make_trials
 
 POLL_SECONDS = 1.0
 RAY_FOLDER, RUN_FILE = "checkpoints", "run.json"
-ATTENTION_FILE, ATTENTION_BATCHES = "attention.png", 8
+ATTENTION_FILE, ATTENTION_EPISODES, ATTENTION_BATCHES = "attention.png", 4, 32
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 # Large tensors of a step are returned to the system and faulted in again without huge pages.
 WORKER_ENV = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -107,7 +107,10 @@ def _train_and_export(
     run_id = folder.read_json(RUN_FILE)
     fetch_base(config, folder)
     checkpoint = _fit(folder, store, dataset, config, registry, run_id, len(about["speakers"]))
-    state = _copy_best(folder, checkpoint, voices(about["speakers"], config.train.speeds))
+    names = voices(about["speakers"], config.train.speeds)
+    if config.train.separation_only:
+        names = []  # nobody's vector was learned: a run that begins with this one has its own
+    state = _copy_best(folder, checkpoint, names)
     if config.build.mixing.conditions > 1 and not config.train.separation_only:
         _report_attention(folder, dataset, config, registry, run_id)
     _finish(folder, state, name, run_id, about, config)
@@ -250,11 +253,8 @@ def _report_attention(
     loader = EpisodeLoader(
         dataset,
         "valid",
-        batch_size=config.train.batch_size,
+        batch_size=ATTENTION_EPISODES,  # on the driver, whatever the workers have memory for
         seed=config.seed,
-        rank=0,
-        world=1,
-        remix=False,
     )
     torch.set_num_threads(config.train.threads)
     with tempfile.TemporaryDirectory(prefix="csc-attention-") as scratch:

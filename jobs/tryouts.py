@@ -14,6 +14,7 @@ import torch
 from csc_model.config import ModelConfig
 from csc_model.objective import Losses
 from jobs.config import Config
+from jobs.failures import is_out_of_memory
 from jobs.meter import Meter
 from jobs.stepper import NoNumberError, Stepper, new_objective
 from pipeline.loader import Batch, EpisodeLoader, audio_seconds
@@ -82,7 +83,9 @@ def _measure_size(text: str, episodes: int) -> Size:
         for step in range(TIMED_STEPS):  # each ends with a look at the gradient, on the host
             stepper.take(step, batch, Meter())
         spent = time.perf_counter() - began
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return Size(episodes, 0.0, None, False)
     cuda = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(device) / 1e9 if cuda else None
@@ -175,11 +178,12 @@ def sensitivity(rates: Sequence[Rate]) -> float:
 def shrunk(model: ModelConfig, width: float) -> ModelConfig:
     """Return the model with layers `width` times as wide, and as many of them."""
 
-    def narrow(size: int) -> int:
-        return model.attention_heads * max(2, round(size * width / model.attention_heads))
+    def narrow(size: int, unit: int) -> int:
+        return unit * max(math.ceil(8 / unit), round(size * width / unit))
 
     names = ("channels", "hidden", "embedding_dim")
-    sizes = {name: narrow(getattr(model, name)) for name in names}
+    sizes = {name: narrow(getattr(model, name), model.attention_heads) for name in names}
+    sizes["ecapa_channels"] = narrow(model.ecapa_channels, 8)
     return ModelConfig.model_validate(model.model_dump() | sizes)
 
 

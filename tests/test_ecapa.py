@@ -25,6 +25,14 @@ def test_level_changes_nothing() -> None:
     torch.testing.assert_close(network(1e-2 * waveforms), network(waveforms))
 
 
+def test_silence_has_a_gradient_that_is_a_number() -> None:
+    waveforms = torch.zeros(2, 8000, requires_grad=True)
+    network = Ecapa(16_000, channels=16, wide=48, inner=8, dim=8).eval()
+    network(waveforms).square().sum().backward()
+    assert waveforms.grad is not None
+    assert torch.isfinite(waveforms.grad).all()
+
+
 def test_a_view_is_heard_the_same_among_fewer() -> None:
     torch.manual_seed(0)
     config = small("tcn", "stft", speaker_features="mel", speaker_net="ecapa", ecapa_channels=16)

@@ -94,7 +94,8 @@ def test_an_allocation_that_fails_is_told_from_other_errors() -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     said = str(out_of_memory(7, config("train.accumulate=2", "train.batch_size=16")))
     assert "4 episodes of 2 x 0.5 s at once" in said
-    assert "train.accumulate=4" in said
+    assert "set train.accumulate=4, model.checkpointing=true" in said
+    assert "accumulate" not in str(out_of_memory(7, config("train.accumulate=4")))
     assert isinstance(out_of_memory(7, config()), HopelessError)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from csc_model.contrast import ContrastConfig
 from csc_model.model import CSC
 from csc_model.objective import Objective
 from jobs.config import Config, load_config
@@ -48,6 +49,20 @@ def test_known_speakers_keep_their_vectors_and_new_ones_get_their_own(tmp_path: 
     assert torch.equal(after.table[[0, 2]], before.table[[1, 2]])
     assert torch.equal(after.table[[1, 3]], fresh[[1, 3]])
     assert after.table.requires_grad
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_only_a_scale_that_is_learned_is_taken_over(tmp_path: Path, learned: bool) -> None:
+    config = configured(tmp_path)
+    before = saved(tmp_path, config, ["a"])
+    run = Folder.at(tmp_path / "run")
+    fetch_base(config, run)
+    contrast = ContrastConfig(scale=30.0, learn_scale=learned)
+    after = Objective(CSC(config.model), 1, contrast=contrast)
+    fixed = after.raw_scale.detach().clone()
+    begin_with(after, run, ["a"])
+    assert torch.equal(after.raw_scale, before.raw_scale if learned else fixed)
+    assert not torch.equal(fixed, before.raw_scale)
 
 
 def test_a_model_without_its_speakers_gives_its_weights(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_a_loss_that_went_wild_counts_as_that_of_the_start() -> None:
 def test_a_narrow_model_keeps_its_depth() -> None:
     narrow = shrunk(ModelConfig(channels=64, hidden=128, embedding_dim=128), 0.1)
     assert (narrow.channels, narrow.hidden, narrow.embedding_dim) == (8, 12, 12)
+    assert narrow.ecapa_channels == 16
+    assert shrunk(ModelConfig(attention_heads=1), 0.01).channels == 8
     assert narrow.shared_blocks == ModelConfig().shared_blocks
 
 
