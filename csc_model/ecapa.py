@@ -4,13 +4,15 @@ Written from the paper, of any size: with 512 and 1024 channels it has the 6.2 a
 parameters that are stated there.
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from csc_model.mel import LogMel
+from csc_model.config import ModelConfig
+from csc_model.mel import LogMel, unit_level
 
 SCALE = 8  # parts of a Res2Net convolution
-SILENT = 1e-5  # root mean square below which a waveform is not made louder
 
 
 class Convolution(nn.Sequential):
@@ -118,9 +120,21 @@ class Ecapa(nn.Module):
             nn.BatchNorm1d(2 * wide), nn.Linear(2 * wide, dim), nn.BatchNorm1d(dim)
         )
 
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self:
+        """Return the network of a model, in the paper's proportions."""
+        return cls(
+            config.sample_rate_hz,
+            bands=config.mel_bands,
+            channels=config.ecapa_channels,
+            wide=3 * config.ecapa_channels,
+            inner=config.ecapa_channels // 2,
+            dim=config.embedding_dim,
+        )
+
     def forward(self, waveform: Tensor) -> Tensor:
-        power = waveform.square().mean(-1, keepdim=True).clamp_min(SILENT**2)
-        x = self.first(self.mel(waveform / power.sqrt()))  # its gradient is finite, clamped before
+        _, unit = unit_level(waveform)
+        x = self.first(self.mel(unit))
         outputs, total = [], x
         for block in self.blocks:  # each sees the sum of all before it
             outputs.append(block(total))

@@ -27,6 +27,15 @@ def mel_filters(num_filters: int, fft_size: int, sample_rate_hz: int) -> NDArray
     return np.maximum(0, np.minimum(rising, falling))
 
 
+def unit_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root mean square `(..., 1)`, 1e-5 at least, and the waveform divided by it.
+
+    Clamped before the root is taken, so that silence has a gradient that is a number.
+    """
+    level = waveform.square().mean(-1, keepdim=True).clamp_min(1e-10).sqrt()
+    return level, waveform / level
+
+
 class LogMel(nn.Module):
     """Log energies of mel bands, 25 ms every 10 ms, for waveforms of unit power.
 

@@ -12,7 +12,7 @@ from csc_model.config import ModelConfig
 from csc_model.ecapa import Ecapa
 from csc_model.encoder import build_frontend
 from csc_model.longform import Heard, OnProgress
-from csc_model.mel import LogMel
+from csc_model.mel import LogMel, unit_level
 from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights, write_model
 from csc_model.trunk import build_trunk
 
@@ -71,14 +71,7 @@ class CSC(nn.Module):
         self.separation_blocks = self.trunk.stack(config.separation_blocks)
         self.mask = nn.Sequential(nn.PReLU(), nn.Conv1d(channels, config.num_slots * bins, 1))
         if config.speaker_net == "ecapa":
-            self.ecapa = Ecapa(
-                config.sample_rate_hz,
-                bands=config.mel_bands,
-                channels=config.ecapa_channels,
-                wide=3 * config.ecapa_channels,
-                inner=config.ecapa_channels // 2,
-                dim=dim,
-            )
+            self.ecapa = Ecapa.of(config)
         else:
             self._make_speaker_stack(bins)
         self.attention = ConditionAttention(dim, config.attention_heads, qk_norm=config.qk_norm)
@@ -103,7 +96,7 @@ class CSC(nn.Module):
         `heard`, int64 `(batch, some)`, says which views of each mixture the speaker head hears,
         the last being the mixture itself; the embeddings of the others are 0. None is all.
         """
-        level, unit = _unit_level(waveform)
+        level, unit = unit_level(waveform)
         separated = self._separate(unit)
         sources = self._decode(separated, unit.shape[-1])
         embeddings, logits = self._speakers(unit, separated, sources, heard)
@@ -111,7 +104,7 @@ class CSC(nn.Module):
 
     def sources(self, waveform: Tensor) -> Tensor:
         """Separate mixtures `(batch, time)` and do not ask whose voices they are."""
-        level, unit = _unit_level(waveform)
+        level, unit = unit_level(waveform)
         return self._decode(self._separate(unit), unit.shape[-1]) * level.unsqueeze(1)
 
     @property
@@ -202,7 +195,7 @@ class CSC(nn.Module):
                 return longform.embed_long(self._hear, waveform, window, on_progress)
             rows = [longform.embed_long(self._hear, row, window, on_progress) for row in waveform]
             return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
-        _, unit = _unit_level(torch.atleast_2d(waveform))
+        _, unit = unit_level(torch.atleast_2d(waveform))
         embeddings, logits = self._speakers(unit, self._separate(unit), None)
         vectors, activity = self._alone(embeddings), _activity(logits)
         return (vectors[0], activity[0]) if waveform.ndim == 1 else (vectors, activity)
@@ -263,12 +256,6 @@ class CSC(nn.Module):
 
 def _rows(x: Tensor, chosen: Tensor | None) -> Tensor:
     return x if chosen is None else x[chosen]
-
-
-def _unit_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the root mean square `(batch, 1)`, and the waveform divided by it."""
-    level = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-5)
-    return level, waveform / level
 
 
 def _weigh(carrier: Tensor, masks: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from csc_model.rows import (
     speaker_distance,
 )
 
-__all__ = ["Episodes", "Losses", "Objective"]
+__all__ = ["Episodes", "Losses", "Objective", "in_order"]
 
 
 class Losses(NamedTuple):
@@ -163,14 +163,15 @@ class Objective(nn.Module):
         references = episodes.references.flatten(0, 1)
         costs, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
         separation = _without_sources(costs, output.sources, episodes).mean()
-        activity = _activity(output, episodes, assignment, is_heard)
-        slots = _in_order(output.embeddings, assignment)
+        heard = None if is_heard is None else is_heard.gather(1, assignment)
+        activity = _activity(output, episodes, assignment, heard)
+        slots = in_order(output.embeddings, assignment)
         present = has_anchor(episodes)
-        if is_heard is not None:
-            present = present & is_heard.gather(1, assignment)[:, 0].view_as(present)
+        if heard is not None:
+            present = present & heard[:, 0].view_as(present)
         rows = self._rows(slots, output.embeddings[:, -1], episodes, present)
-        if is_heard is not None:
-            rows = only(rows, torch.cat([is_heard.gather(1, assignment), is_heard[:, -1:]], 1))
+        if is_heard is not None and heard is not None:
+            rows = only(rows, torch.cat([heard, is_heard[:, -1:]], 1))
         comparison = self._comparison(rows, slots, episodes)
         scale = F.softplus(self.raw_scale)
         scale = scale + (scale.clamp_max(MAX_SCALE) - scale).detach()  # it can come down again
@@ -301,7 +302,7 @@ class Objective(nn.Module):
         return F.normalize(mean, dim=-1), found & present
 
 
-def _in_order(embeddings: Tensor, assignment: Tensor) -> Tensor:
+def in_order(embeddings: Tensor, assignment: Tensor) -> Tensor:
     """Return the slots' embeddings `(mixture, slot, dim)` in the order of the references."""
     index = assignment.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])
     return embeddings.gather(1, index)
@@ -319,13 +320,12 @@ def _without_sources(costs: Tensor, sources: Tensor, episodes: Episodes) -> Tens
 
 
 def _activity(
-    output: Output, episodes: Episodes, assignment: Tensor, is_heard: Tensor | None
+    output: Output, episodes: Episodes, assignment: Tensor, heard: Tensor | None
 ) -> Tensor:
     """Return the loss of the activity head, zero where the model has none."""
     logits = getattr(output, "activity_logits", None)
     if logits is None:
         return output.sources.new_zeros(())
-    heard = None if is_heard is None else is_heard.gather(1, assignment)
     values = activity_loss(logits, episodes.references.flatten(0, 1), assignment, heard)
     mixed = is_mixit(episodes)
     held = torch.ones_like(values, dtype=torch.bool) if mixed is None else ~mixed

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from csc_model.losses import best_permutation, pairwise_separation_loss
 from csc_model.model import CSC
+from csc_model.objective import in_order
 from pipeline.loader import Batch
 from pipeline.render import render
 
@@ -52,8 +53,7 @@ def _pairs(model: CSC, batch: Batch, bank: Tensor | None) -> Attended:
     mixtures, references = (part.flatten(0, 1) for part in rendered)
     output = model(mixtures)
     _, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
-    index = assignment[:, 0, None, None].expand(-1, -1, output.embeddings.shape[-1])
-    anchors = output.embeddings.gather(1, index)[:, 0].unflatten(0, batch.speakers.shape[:2])
+    anchors = in_order(output.embeddings, assignment)[:, 0].unflatten(0, batch.speakers.shape[:2])
     weights = model.attention.weights(anchors).weights.mean(1)  # (episode, query, condition)
     target = rendered.references[:, :, 0]
     rest = (rendered.mixtures - target).square().mean(-1).clamp_min(SILENT)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ class Worker:
             speakers = read_dataset(job.dataset).about["speakers"]
             begin_with(objective, Folder(job.folder), voices(speakers, config.train.speeds))
         self.train_data = self._loader("train")
-        self.work = self._work(objective)
+        self.work = self._work(objective) if self.rank == 0 else None  # who reports it
         self.stepper = Stepper(
             config,
             objective,
@@ -94,11 +95,10 @@ class Worker:
 
     def _work(self, objective: Objective) -> Work:
         mixing, train = self.config.build.mixing, self.config.train
-        separation = forward_flops(objective.model, mixing.num_samples, separation_only=True)
-        whole = forward_flops(objective.model, mixing.num_samples, views=train.views)
-        step = BACKWARD_FORWARD * (separation if train.separation_only else whole)
-        if train.freeze_separator:
-            step -= (BACKWARD_FORWARD - 1) * separation
+        count = partial(forward_flops, objective.model, mixing.num_samples)
+        step = BACKWARD_FORWARD * count(separation_only=train.separation_only, views=train.views)
+        if train.freeze_separator:  # which is not gone through backwards
+            step -= (BACKWARD_FORWARD - 1) * count(separation_only=True)
         mixtures = train.batch_size // self.world * mixing.conditions
         return Work(step * mixtures, peak_flops(objective.table.device))
 
@@ -127,33 +127,34 @@ class Worker:
     def run(self) -> None:
         """Train to the last step, with checkpoints and validations at the configured pace."""
         self.resume()
+        if self._is_over():
+            return
         meter, train = Meter(self.work), self.config.train
-        while self.state.step < train.steps and not self._is_over():
-            epoch, first = divmod(self.state.step, self.train_data.steps_per_epoch)
-            for batch in self.train_data.batches(epoch, first):
-                meter.passed("data_wait")
-                losses, grad_norm = self._step(batch, meter)
-                seconds = audio_seconds(batch) * self.world
-                meter.stepped(losses, grad_norm, self.stepper.learning_rate, seconds)
-                self.state = self.state._replace(step=self.state.step + 1)
-                last = self.state.step == train.steps
-                due = self.state.step % train.validate_every == 0 or last
-                if due or self.state.step % STEPS_PER_LINE == 0:
-                    self.tell(meter.line() | system_metrics(self.stepper.device))
-                    meter = Meter(self.work)
-                if due:
-                    self.validate()
-                    meter = Meter(self.work)
-                    if last or self._is_over():
-                        break
-                elif self._save_is_due():
-                    self._report({})
-                    meter.passed("checkpoint")
+        for batch in self.train_data.endless(self.state.step):
+            meter.passed("data_wait")
+            losses, grad_norm = self._step(batch, meter)
+            seconds = audio_seconds(batch) * self.world
+            meter.stepped(losses, grad_norm, self.stepper.learning_rate, seconds)
+            self.state = self.state._replace(step=self.state.step + 1)
+            due = self.state.step % train.validate_every == 0 or self.state.step == train.steps
+            if due or self.state.step % STEPS_PER_LINE == 0:
+                self.tell(meter.line() | system_metrics(self.stepper.device))
+                meter = Meter(self.work)
+            if due:
+                self.validate()
+                meter = Meter(self.work)
+                if self._is_over():
+                    return
+            elif self._save_is_due():
+                self._report({})
+                meter.passed("checkpoint")
 
     def _is_over(self) -> bool:
-        """Tell whether validation has not become better for as long as is waited for that."""
-        patience = self.config.train.early_stop * self.config.train.validate_every
-        return bool(patience) and self.state.step - self.state.best_step >= patience
+        """Tell whether all steps are taken, or validation is no better for as long as is waited."""
+        state, train = self.state, self.config.train
+        patience = train.early_stop * train.validate_every
+        waited = bool(patience) and state.step - state.best_step >= patience
+        return state.step >= train.steps or waited
 
     def _save_is_due(self) -> bool:
         """Ask rank 0's clock, now and then, so that all ranks save at the same step."""

@@ -97,8 +97,9 @@ def train(
 def _train_and_export(
     folder: Folder, store: Folder, dataset: Folder, config: Config, registry: Registry
 ) -> None:
-    check_fits(read_dataset(dataset), config)
-    catalogue, about = read_catalogue(store), dataset.read_json(INDEX)
+    built = read_dataset(dataset)
+    check_fits(built, config)
+    catalogue, about = read_catalogue(store), built.about
     for split in ("valid", "test"):  # what cannot be judged afterwards is not worth training
         make_trials(catalogue, split, config.evaluate.trials, config.seed)
     name = model_id(about, config)

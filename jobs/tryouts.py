@@ -6,6 +6,7 @@ Both take real steps (`Stepper`) in one process on one device, as Ray hands it o
 import math
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import ray
@@ -148,14 +149,12 @@ def _measure_rate(text: str, dataset: str, speakers: int) -> Rate:
     )
     made: list[Losses] = []
     meter, diverged = Meter(), False
-    while len(made) < train.steps and not diverged:
-        for batch in data.batches(len(made) // data.steps_per_epoch):
-            try:
-                made.append(stepper.take(len(made), batch, meter)[0])
-            except NoNumberError:
-                diverged = True
-            if diverged or len(made) == train.steps:
-                break
+    for step, batch in enumerate(islice(data.endless(), train.steps)):
+        try:
+            made.append(stepper.take(step, batch, meter)[0])
+        except NoNumberError:
+            diverged = True
+            break
     totals = [float(losses.total) for losses in made] or [math.nan]
     logits = [float(losses.attention_logit) for losses in made] or [math.nan]
     last = totals[-max(1, len(totals) // 10) :]

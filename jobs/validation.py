@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from csc_model.losses import SILENT, best_permutation, pairwise_separation_loss, si_snr_db
 from csc_model.metrics import eer
@@ -30,6 +31,16 @@ class Found(NamedTuple):
 
     eer: float  # the mean over conditions; nan where separation is all that is trained
     improvement_db: float  # mean gain in SI-SNR over the mixture; nan where no slot is full
+
+
+def improvement_db(model: CSC, mixtures: Tensor, references: Tensor) -> Tensor:
+    """Return by how much each slot's SI-SNR is above the mixture's, in the mean: `(mixture,)`.
+
+    Mixtures are `(mixture, time)`, references `(mixture, slot, time)`, all of which speak.
+    """
+    least, _ = best_permutation(pairwise_separation_loss(model.sources(mixtures), references))
+    before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references).mean(-1)
+    return -least - before
 
 
 class Validator:
@@ -87,12 +98,9 @@ class Validator:
             batch = batch.to(device)
             rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
             mixtures, references = (part.flatten(0, 1) for part in rendered)
-            least, _ = best_permutation(
-                pairwise_separation_loss(model.sources(mixtures), references)
-            )
-            before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references).mean(-1)
+            gained = improvement_db(model, mixtures, references)
             full = (references.square().mean(-1) > SILENT).all(-1)
             full &= ~batch.mixit.repeat_interleave(batch.pick.shape[1])  # no voice is known there
-            gains.append((-least - before)[full].cpu().numpy())
+            gains.append(gained[full].cpu().numpy())
         found = np.concatenate(self._gather(np.concatenate(gains)))
         return float(found.mean()) if len(found) else float("nan")

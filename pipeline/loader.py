@@ -166,6 +166,13 @@ class EpisodeLoader:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def endless(self, first_step: int = 0) -> Iterator[Batch]:
+        """Yield this rank's batches from a step of training on, epoch after epoch."""
+        epoch, step = divmod(first_step, self.steps_per_epoch)
+        while True:
+            yield from self.batches(epoch, step)
+            epoch, step = epoch + 1, 0
+
     def _read(self, order: Order, turn: int, epoch: int, step: int) -> Batch:
         first = (step * self.world + self.rank) * self.share
         parts = [

@@ -1,7 +1,7 @@
 """The order of training: one function of (seed, epoch, step), on any number of ranks."""
 
 import threading
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -252,3 +252,14 @@ def test_episodes_are_those_of_the_build(dataset: Folder) -> None:
         "train": BUILD.train_episodes,
         "valid": BUILD.valid_episodes,
     }
+
+
+def test_endless_is_epoch_after_epoch(dataset: Folder) -> None:
+    loader = EpisodeLoader(dataset, "train", batch_size=4, seed=3)
+    epochs = [batch for epoch in range(3) for batch in loader.batches(epoch)]
+    for first in (0, 1, loader.steps_per_epoch, loader.steps_per_epoch + 2):
+        found = list(islice(loader.endless(first), len(epochs) - first))
+        assert len(found) == len(epochs) - first
+        for ours, theirs in zip(found, epochs[first:], strict=True):
+            assert torch.equal(ours.numbers, theirs.numbers)
+            assert torch.equal(ours.lines, theirs.lines)

@@ -69,7 +69,7 @@ def _work(rank: int, text: str, uri: str, scratch: str) -> None:
         remix=config.train.remix,
     )
     lines, meter = [], Meter()
-    for step, batch in enumerate(islice(loader.batches(0), config.train.steps), start=1):
+    for step, batch in enumerate(islice(loader.endless(), config.train.steps), start=1):
         meter.passed("data_wait")
         losses, grad_norm = stepper.take(step - 1, batch, meter)
         meter.stepped(losses, grad_norm, stepper.learning_rate, audio_seconds(batch) * world)

@@ -12,12 +12,12 @@ from safetensors.torch import load_model
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from csc_model import metrics
-from csc_model.losses import best_permutation, pairwise_separation_loss, si_snr_db
 from csc_model.mfcc import mfcc_statistics
 from csc_model.model import CSC
 from jobs.config import Config
 from jobs.datasets import find_dataset
 from jobs.scoring import Embed, Samples, embed_with, score, scored, test_side
+from jobs.validation import improvement_db
 from pipeline.loader import EpisodeLoader
 from pipeline.render import render
 from pipeline.schema import SAMPLE_RATE_HZ
@@ -69,12 +69,7 @@ class Judge(NamedTuple):
                 torch.from_numpy(part) for part in self.audio.sources(place, sir_db)
             )
             rendered = render(sources[None, None], gains_db[None, None])
-            mixture, references = rendered.mixtures[0], rendered.references[0]
-            least, _ = best_permutation(
-                pairwise_separation_loss(model.sources(mixture), references)
-            )
-            before = si_snr_db(mixture.unsqueeze(1).expand_as(references), references).mean()
-            gains.append(float(-least - before))
+            gains.append(float(improvement_db(model, rendered.mixtures[0], rendered.references[0])))
         return float(np.mean(gains))
 
 

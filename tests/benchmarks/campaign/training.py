@@ -1,9 +1,9 @@
 """Training of one system with one seed, in this process."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from csc_model.attention import AttentiveStatistics
 from csc_model.config import ModelConfig
+from csc_model.contrast import ONE_EQUATION, Comparison, contrast
 from csc_model.ecapa import Ecapa
 from csc_model.encoder import build_frontend
+from csc_model.mel import unit_level
 from csc_model.model import CSC
 from csc_model.trunk import build_trunk
 from jobs.batches import to_episodes
@@ -28,7 +30,6 @@ from pipeline.storage import Folder
 
 STEPS_PER_LINE = 50
 NETWORK_FILE = "network.safetensors"
-MARGIN, SCALE = 0.2, 30.0  # of AAM-softmax, as in the paper of ECAPA-TDNN
 
 
 def train_csc(config: Config, seed: int, before: Path | None, to: Path) -> None:
@@ -63,8 +64,8 @@ class SameTrunk(nn.Module):
         self.pool = AttentiveStatistics(config.channels, config.embedding_dim)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        level = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-5)
-        magnitude = self.frontend.encode(waveform / level).abs()
+        _, unit = unit_level(waveform)
+        magnitude = self.frontend.encode(unit).abs()
         x = self.trunk.split(self.bottleneck(self.frontend.features(magnitude)))
         return self.pool(self.trunk.join(self.trunk.shared(x), magnitude.shape[-1]))
 
@@ -72,17 +73,7 @@ class SameTrunk(nn.Module):
 def new_peer(name: str, config: Config) -> nn.Module:
     """Return an untrained plain network."""
     torch.manual_seed(config.seed)
-    model = config.model
-    if name == "same_trunk":
-        return SameTrunk(model)
-    return Ecapa(
-        model.sample_rate_hz,
-        bands=model.mel_bands,
-        channels=model.ecapa_channels,
-        wide=3 * model.ecapa_channels,
-        inner=model.ecapa_channels // 2,
-        dim=model.embedding_dim,
-    )
+    return SameTrunk(config.model) if name == "same_trunk" else Ecapa.of(config.model)
 
 
 def train_peer(name: str, config: Config, seed: int, to: Path) -> None:
@@ -116,14 +107,15 @@ def _aam(network: nn.Module, table: Tensor, batch: Batch, config: Config, step: 
     episodes = to_episodes(batch, None, config.seed, step, 0, 1)
     labels = episodes.anchors.repeat_interleave(episodes.mixtures.shape[1])
     vectors = F.normalize(network(episodes.mixtures.flatten(0, 1)), dim=-1)
-    cosine = (vectors @ F.normalize(table, dim=-1).T).clamp(-1 + 1e-6, 1 - 1e-6)
-    right = F.one_hot(labels, len(table)).bool()
-    with_margin = torch.where(right, torch.cos(cosine.acos() + MARGIN), cosine)
-    return F.cross_entropy(SCALE * with_margin, labels)
+    right = F.one_hot(labels, len(table)).to(vectors.dtype)
+    comparison = Comparison(vectors, F.normalize(table, dim=-1), right, None)
+    aam = ONE_EQUATION["aam"].config
+    assert aam is not None, "it is for voices"
+    return contrast(comparison, vectors.new_tensor(aam.scale), aam).cross_entropy.mean()
 
 
 def _batches(dataset: Folder, config: Config) -> Iterator[Batch]:
-    """Yield the batches of all steps, epoch after epoch."""
+    """Return the batches of all steps."""
     loader = EpisodeLoader(
         dataset,
         "train",
@@ -131,13 +123,7 @@ def _batches(dataset: Folder, config: Config) -> Iterator[Batch]:
         seed=config.seed,
         remix=config.train.remix,
     )
-    left = config.train.steps
-    for epoch in range(math.ceil(left / loader.steps_per_epoch)):
-        for batch in loader.batches(epoch):
-            if not left:
-                return
-            left -= 1
-            yield batch
+    return islice(loader.endless(), config.train.steps)
 
 
 def _tell(to: Path, step: int, spent: float, **values: Tensor) -> None:
