@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.batches import to_episodes
 from pipeline.schema import SAMPLE_RATE_HZ
-from pipeline.speeds import draw_speeds, play, voices
+from pipeline.speeds import draw_speeds, play, played, voices
 from tests.conftest import voice
 from tests.test_attending import batch
 
@@ -75,6 +75,14 @@ def test_a_voice_at_another_speed_is_another_speaker() -> None:
     ):  # a mixture may be scaled as a whole
         alike = torch.cosine_similarity(mine, theirs, dim=0)
         assert (float(alike) > 0.999) == bool(kept)
+
+
+def test_a_speed_that_nobody_drew_changes_nothing() -> None:
+    sources = torch.randn(1, 2, 2, 800)
+    which = torch.tensor([[[0, 2], [0, 0]]])
+    found = played(sources, which, [0.85, 1.15])
+    assert torch.equal(found[which == 0], sources[which == 0])
+    assert torch.equal(found[0, 0, 1], play(sources[0, 0, 1:], 1.15)[0])
 
 
 def test_names_stand_where_the_labels_point() -> None:
