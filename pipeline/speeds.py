@@ -52,7 +52,7 @@ def draw_speeds(
 
 def played(sources: Tensor, which: Tensor, speeds: Sequence[float]) -> Tensor:
     """Return float sources `(episode, condition, slot, time)`, each at the speed drawn for it."""
-    changed = sources.float()
+    changed = sources.to(torch.float32, copy=True)
     for number, speed in enumerate(speeds, start=1):
         there = which == number
         changed[there] = play(changed[there], speed)
