@@ -72,7 +72,7 @@ class Objective(nn.Module):
     model is left as it is and not computed, and of the losses all but its own are 0. With
     `freeze_separator` the other half is left as it is. With `views`, the speaker head hears as many
     views of each mixture in a step, drawn at random: for a table, as others are compared with each
-    other.
+    other. Without `attend`, no vector is made of several conditions.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Objective(nn.Module):
         separation_only: bool = False,
         freeze_separator: bool = False,
         views: int = 0,
+        attend: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -102,7 +103,7 @@ class Objective(nn.Module):
         self.separation_weight, self.spread_weight = separation_weight, spread_weight
         self.activity_weight = activity_weight
         self.balance = GradientBalance(2) if balance == "norms" else None
-        self.separation_only, self.views = separation_only, views
+        self.separation_only, self.views, self.attend = separation_only, views, attend
         if separation_only:
             self.requires_grad_(False)
         for part in model.separator:
@@ -224,7 +225,7 @@ class Objective(nn.Module):
         """
         anchors = slots[:, 0].unflatten(0, episodes.mixtures.shape[:2])
         itself = torch.eye(anchors.shape[1], dtype=torch.bool, device=anchors.device)
-        if self.contrast.set != "table":
+        if self.contrast.set != "table" or not self.attend:
             return anchors, itself.expand_as(episodes.allowed)
         allowed = episodes.allowed & present.unsqueeze(1)
         return anchors, allowed | (itself & ~allowed.any(-1, keepdim=True))

@@ -64,6 +64,7 @@ class TrainConfig(Strict):
     balance: Literal["fixed", "norms"] = Field(
         "fixed", description="norms: contrastive_weight is a ratio of gradient norms on the trunk"
     )
+    attend: bool = Field(True, description="to a speaker's other conditions, in training")
     contrast: ContrastConfig = ContrastConfig()
     validate_every: int = Field(500, ge=1, description="steps between checkpoints")
     threads: int = Field(1, ge=1, description="CPU threads of a worker")

@@ -38,6 +38,7 @@ from pipeline.storage import Folder
 STEPS_PER_LINE = 20
 SCRATCH = "csc-checkpoint-"
 UPLOAD_TIMEOUT_S, UPLOAD_POLL_S = 1200, 0.05
+CULPRIT_FIRST_S = 10
 
 
 class Job(NamedTuple):
@@ -138,7 +139,7 @@ class Worker:
             self.state = self.state._replace(step=self.state.step + 1)
             due = self.state.step % train.validate_every == 0 or self.state.step == train.steps
             if due or self.state.step % STEPS_PER_LINE == 0:
-                self.tell(meter.line() | system_metrics(self.stepper.device))
+                self.tell(self._line(meter) | system_metrics(self.stepper.device))
                 meter = Meter(self.work)
             if due:
                 self.validate()
@@ -172,14 +173,25 @@ class Worker:
         try:
             return self.stepper.take(step, batch, meter)
         except NoNumberError as error:
+            if self.world > 1 and not error.own_loss:
+                time.sleep(CULPRIT_FIRST_S)  # the rank that can name what is broken speaks first
             raise no_number(error, step, self.rank, batch, Folder(self.job.folder)) from None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise out_of_memory(step, self.config) from None
 
+    def _line(self, meter: Meter) -> dict[str, float]:
+        """Return what is logged: losses are means over ranks, times are those of each."""
+        line = meter.line()
+        if self.world == 1:
+            return line
+        losses = torch.tensor([line[name] for name in Losses._fields], device=self.stepper.device)
+        dist.all_reduce(losses)
+        return line | dict(zip(Losses._fields, (losses / self.world).tolist(), strict=True))
+
     def tell(self, metrics: dict[str, float]) -> None:
-        """Send metrics of this step to the driver: rank 0 does, so losses are of its share."""
+        """Send metrics of this step to the driver: rank 0 does."""
         if self.rank == 0:
             self.job.reporter.put.remote(self.state.step, metrics)
 

@@ -93,6 +93,8 @@ class Registry:
     def history(self, run_id: str, metric: str) -> list[float]:
         """Return what was logged of a metric, in the order of the steps.
 
+        Steps that a resumed run took again count once, as they were taken last.
+
         Raises:
             CscError: there is no such run, or it has none of that metric.
         """
@@ -100,7 +102,8 @@ class Registry:
             found = self._client.get_metric_history(run_id, metric)
         if not found:
             raise CscError(f"run {run_id!r} has no {metric}: name a run of {self.uri}")
-        return [float(entry.value) for entry in sorted(found, key=lambda entry: entry.step)]
+        last = {entry.step: entry for entry in sorted(found, key=lambda entry: entry.timestamp)}
+        return [float(last[step].value) for step in sorted(last)]
 
     def log_folder(self, run_id: str, folder: Path, below: str) -> None:
         """Upload the files of a folder as artifacts of a run."""

@@ -29,12 +29,17 @@ from pipeline.loader import Batch
 class NoNumberError(CscError):
     """The loss, or its gradient, is no number."""
 
+    own_loss = True
+    """Whether this rank's loss is none: if not, the gradient may have come from another rank."""
+
     @classmethod
     def of(cls, losses: Losses, grad_norm: float) -> Self:
         terms = ", ".join(f"{key} {float(value):.4g}" for key, value in losses._asdict().items())
-        return cls(
+        error = cls(
             f"the loss or its gradient is no number (gradient norm {grad_norm:.4g}; {terms})"
         )
+        error.own_loss = not math.isfinite(float(losses.total))
+        return error
 
 
 def new_model(config: Config) -> CSC:
@@ -57,6 +62,7 @@ def new_objective(config: Config, num_speakers: int) -> Objective:
         separation_only=train.separation_only,
         freeze_separator=train.freeze_separator,
         views=train.views,
+        attend=train.attend,
     )
 
 

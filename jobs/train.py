@@ -54,8 +54,9 @@ class Trained(NamedTuple):
 
 def model_id(dataset: dict[str, Any], config: Config) -> str:
     """Return the name of a training run: a hash of all that its result depends on."""
-    parts = (config.model, config.train, config.evaluate.trials)
-    return config_hash([VARIANT, dataset["id"], config.seed, [p.model_dump() for p in parts]])
+    train = config.train.model_dump(exclude={"checkpoint_minutes", "threads"})
+    parts = (config.model.model_dump(), train, config.evaluate.trials.model_dump())
+    return config_hash([VARIANT, dataset["id"], config.seed, parts])
 
 
 class Reporter:

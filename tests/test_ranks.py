@@ -14,12 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from csc_model.contrast import ContrastConfig
 from csc_model.model import CSC
 from csc_model.objective import Episodes, Objective
+from tests.small_models import small
 from tests.test_losses import NUM_SPEAKERS, SMALL, episodes
 
 WORLD = 2
 CASES: dict[str, dict[str, Any]] = {
     "table": {},
     "table_norms": {"balance": "norms"},
+    "no_attention": {"attend": False},
+    "views": {"views": 3},  # all of them, in an order that each rank draws
     "separation_only": {"separation_only": True},
     "freeze_separator": {"freeze_separator": True},
     "batch": {"contrast": ContrastConfig(set="batch")},
@@ -28,10 +31,16 @@ CASES: dict[str, dict[str, Any]] = {
     "in_mix_label_free": {"contrast": ContrastConfig(set="in_mix", label_free=True)},
 }
 
+NORMED = "ecapa"
+"""A case that is normed over a rank's share of the batch: ranks agree, but not with one process."""
+
 
 def objective(name: str) -> Objective:
     torch.manual_seed(0)
-    return Objective(CSC(SMALL["tcn"]), NUM_SPEAKERS, **CASES[name]).double()
+    config = SMALL["tcn"]
+    if name == NORMED:
+        config = small("tcn", "stft", speaker_features="mel", speaker_net="ecapa", ecapa_channels=8)
+    return Objective(CSC(config), NUM_SPEAKERS, **CASES.get(name, {})).double()
 
 
 def uneven() -> Episodes:
@@ -66,7 +75,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     where = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=WORLD)
-    for name in CASES:
+    for name in (*CASES, NORMED):
         wrapped = DistributedDataParallel(objective(name))
         found = measured(wrapped, share(uneven(), rank))
         save_file({k: v.contiguous() for k, v in found.items()}, f"{folder}/{name}-{rank}")
@@ -91,3 +100,12 @@ def test_two_ranks_give_what_one_gives(name: str, folder: Path) -> None:
         if not key.startswith("loss"):
             assert torch.equal(ranks[0][key], ranks[1][key])
     assert (alone["loss contrastive_nats"] > 0) == (name != "separation_only")
+
+
+def test_ranks_agree_where_each_norms_its_share(folder: Path) -> None:
+    ranks = [load_file(folder / f"{NORMED}-{rank}") for rank in range(WORLD)]
+    gradients = [key for key in ranks[0] if not key.startswith("loss")]
+    assert any(key.startswith("model.ecapa") for key in gradients)
+    for key in gradients:
+        assert torch.equal(ranks[0][key], ranks[1][key])
+        assert ranks[0][key].isfinite().all()

@@ -213,6 +213,9 @@ def test_a_schedule_is_refined_from_what_a_run_logged(workspace: Path) -> None:
     registry = registry_of(workspace)
     for step in range(20):
         registry.log_metrics(run, 100 + step, {"grad_norm": 1.0 + 5 / (1 + step)})
+    registry.log_metrics(run, 119, {"grad_norm": 1.2})  # as a resumed run does
+    history = registry.history(run, "grad_norm")
+    assert (len(history), history[-1]) == (logged + 20, 1.2)
     rates = refined(config, run).train.refined
     assert max(rates) == pytest.approx(1, abs=0.05)
     assert rates[-1] == 0
