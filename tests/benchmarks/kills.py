@@ -1,0 +1,124 @@
+"""What kills leave of a training: the loss curve of one killed again and again, beside another.
+
+    python -m tests.benchmarks.kills [--steps 5000] [--kills 5] [--seed 1] [--set KEY=VALUE]
+
+The shipped sample and the configuration of the demo, trained once in peace. A second workspace
+takes the same steps and is killed at random moments of its training, in turn: the command, a
+worker, both at once. Then the same command goes on. Both curves are read from MLflow; the error
+rates that validation found are compared too. Choose `--steps` for the length that is wanted.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from jobs.config import load_config
+from jobs.registry import Registry
+from jobs.workspace import Workspace
+
+CSC = str(Path(sys.executable).parent / "csc")
+COMPARED = ("total", "separation_db", "contrastive_nats", "grad_norm", "valid_eer")
+POLL_S = 0.2
+Given = Sequence[str]
+
+
+def train(workspace: Path, given: Given) -> subprocess.Popen[bytes]:
+    """Start `csc train`, which builds what it needs."""
+    settings = [word for text in given for word in ("--set", text)]
+    command = [CSC, "train", "--workspace", str(workspace), *settings]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def finish(running: subprocess.Popen[bytes]) -> None:
+    """Wait for a command, which must succeed."""
+    if running.wait():
+        raise SystemExit(f"csc train ended with {running.returncode}")
+
+
+def workers(running: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the training processes that a command has started."""
+    below = psutil.Process(running.pid).children(recursive=True)
+    return [child for child in below if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def kill(running: subprocess.Popen[bytes], whom: str) -> None:
+    """Send SIGKILL to a worker, the command, or the command with all that it started."""
+    if whom == "worker":
+        random.choice(workers(running)).kill()
+        return
+    below = psutil.Process(running.pid).children(recursive=True)
+    os.kill(running.pid, signal.SIGKILL)
+    for child in below if whom == "all" else ():
+        child.kill()
+    running.wait()
+
+
+def train_under_fire(workspace: Path, given: Given, moments_s: Sequence[float]) -> None:
+    """Train, with a kill whenever workers have trained for so long in all."""
+    running, trained_s, mark = train(workspace, given), 0.0, time.monotonic()
+    victims = ("command", "worker", "all")
+    for number, moment_s in enumerate(sorted(moments_s)):
+        while trained_s < moment_s:
+            time.sleep(POLL_S)
+            now = time.monotonic()
+            trained_s += now - mark if workers(running) else 0.0
+            mark = now
+            if running.poll() is not None:
+                raise SystemExit(f"csc train ended with {running.returncode} before all kills")
+        whom = victims[number % len(victims)]
+        print(f"kill {number + 1}, after {trained_s:.0f} s of training: {whom}", flush=True)
+        kill(running, whom)
+        if whom != "worker":  # whose place Ray Train fills
+            running = train(workspace, given)
+    finish(running)
+
+
+def curves(workspace: Path, given: Given) -> dict[str, list[float]]:
+    """Return what MLflow was told."""
+    config = load_config("demo", [*given, f"workspace='{workspace}'"])
+    registry = Registry(Workspace(config).mlflow_uri, config)
+    (model,) = (workspace / "models").iterdir()
+    run = Workspace(config).models.child(model.name).read_json("run.json")
+    return {name: registry.history(run, name) for name in COMPARED}
+
+
+def main() -> None:
+    """Train both, and compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--set", action="append", default=[], dest="given")
+    told = parser.parse_args()
+    random.seed(told.seed)
+    given = [*told.given, f"train.steps={told.steps}"]
+    with tempfile.TemporaryDirectory(prefix="csc-kills-") as scratch:
+        peace, fire = Path(scratch) / "peace", Path(scratch) / "fire"
+        running, began = train(peace, given), 0.0
+        while running.poll() is None and not (began and not workers(running)):
+            time.sleep(POLL_S)
+            began = began or (time.monotonic() if workers(running) else 0.0)
+        spent_s = time.monotonic() - began
+        finish(running)
+        print(f"in peace: {spent_s:.0f} s of training", flush=True)
+        train_under_fire(fire, given, [random.uniform(0, spent_s) for _ in range(told.kills)])
+        expected, found = curves(peace, given), curves(fire, given)
+    for name in COMPARED:
+        pairs = list(zip(expected[name], found[name], strict=True))
+        apart = max(abs(mine - theirs) for mine, theirs in pairs)
+        print(f"{name}: {len(pairs)} values, at most {apart:.3g} apart, last {pairs[-1][1]:.4g}")
+
+
+if __name__ == "__main__":
+    main()
