@@ -36,13 +36,22 @@ def error_rates(score: Floats, target: NDArray[np.bool_]) -> tuple[Floats, Float
     Raises:
         ValueError: there is no target or no non-target trial, or a score is not finite.
     """
+    check_trials(score, target)
+    order, ends = _thresholds(score)
+    targets = target[order].astype(np.float64)
+    return _curves(targets, 1 - targets, ends)
+
+
+def check_trials(score: Floats, target: NDArray[np.bool_]) -> None:
+    """Assert that error rates of scores `(trial,)` can be told.
+
+    Raises:
+        ValueError: there is no target or no non-target trial, or a score is not finite.
+    """
     if not np.isfinite(score).all():
         raise ValueError("a score is NaN or infinite")
     if target.all() or not target.any():
         raise ValueError("error rates need target and non-target trials")
-    order, ends = _thresholds(score)
-    targets = target[order].astype(np.float64)
-    return _curves(targets, 1 - targets, ends)
 
 
 def _thresholds(score: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
