@@ -1,6 +1,6 @@
 """Scores as log-likelihood ratios, what decisions by them cost, and scores relative to a cohort."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,14 +89,14 @@ def act_dcf(llr: Floats, target: NDArray[np.bool_], target_prior: float) -> floa
 
 
 class Cohort(NamedTuple):
-    """What the nearest strangers score with each vector, both `(vector,)`."""
+    """What the nearest strangers score with each vector, both `(..., vector)`."""
 
     mean: Floats
     deviation: Floats
 
     @classmethod
-    def of(cls, scores: Floats, nearest: int) -> "Cohort":
-        """Describe the `nearest` highest of the scores with strangers, `(vector, stranger)`.
+    def of(cls, scores: NDArray[np.floating[Any]], nearest: int) -> "Cohort":
+        """Describe the `nearest` highest of the scores with strangers, `(..., vector, stranger)`.
 
         Raises:
             ValueError: there are fewer than two strangers.
@@ -107,6 +107,10 @@ class Cohort(NamedTuple):
         highest = np.partition(scores, -count, -1)[..., -count:]
         return cls(highest.mean(-1), highest.std(-1).clip(1e-6))
 
+    def normed(self, score: Floats, of: NDArray[np.int64]) -> Floats:
+        """Return scores `(..., trial)` in deviations above the cohort's mean of their vectors."""
+        return (score - self.mean[..., of]) / self.deviation[..., of]
+
 
 def as_norm(
     score: Floats,
@@ -115,11 +119,9 @@ def as_norm(
     enrolment_of: NDArray[np.int64],
     test_of: NDArray[np.int64],
 ) -> Floats:
-    """Return scores `(trial,)` relative to what strangers score with either side of a trial.
+    """Return scores `(..., trial)` relative to what strangers score with either side of a trial.
 
     Adaptive symmetric normalisation, the cohort of each side being the strangers nearest to it
     (Matejka et al., Interspeech 2017, "AS-Norm1").
     """
-    by_enrolment = (score - enrolment.mean[enrolment_of]) / enrolment.deviation[enrolment_of]
-    by_test = (score - test.mean[test_of]) / test.deviation[test_of]
-    return (by_enrolment + by_test) / 2
+    return (enrolment.normed(score, enrolment_of) + test.normed(score, test_of)) / 2

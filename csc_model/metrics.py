@@ -133,11 +133,3 @@ def interval(value: float, replicates: Floats) -> Interval:
         raise ValueError("too few speakers for an interval")
     low, high = np.percentile(told, [2.5, 97.5])
     return Interval(value, float(low), float(high))
-
-
-def eer_threshold(score: Floats, target: NDArray[np.bool_]) -> float:
-    """Return the score at which misses first outnumber false alarms: where to decide at the EER."""
-    miss, false_alarm = error_rates(score, target)
-    distinct = np.unique(score)
-    place = int(np.argmax(miss >= false_alarm))
-    return float(distinct[min(place, len(distinct) - 1)])

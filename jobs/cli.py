@@ -2,13 +2,14 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli_datasets import check, export, import_app, show
+from jobs.cli_models import compare, lineage, models
 from jobs.cli_tryouts import try_app
 from jobs.options import (
     ConfigOption,
@@ -41,13 +42,14 @@ def _run(
     workspace: str | None,
     fresh: bool,
     refine: str | None = None,
+    against: Sequence[str] = (),
 ) -> Iterator["Run"]:
     config = configured(source, overrides, workspace)
     from jobs.run import Run, refined
 
     if refine is not None:
         config = refined(config, refine)
-    with interruptible(), Run(config, fresh=fresh) as run:
+    with interruptible(), Run(config, fresh=fresh, against=against) as run:
         yield run
 
 
@@ -71,7 +73,7 @@ def run_all(
     What an earlier run finished is not done again.
     """
     with _run(config, set_, workspace, fresh) as run:
-        _ = run.promote
+        run.promoted()
         from jobs.run import summary
 
         summary(run, _arguments(config, set_, workspace))
@@ -133,13 +135,12 @@ def forget(
 
     The shards it lies in are written anew without it, and no later ingest reads it again.
     """
-    names = [*(speaker or []), *(recording or [])]
-    if not names:
+    if not speaker and not recording:
         raise typer.BadParameter("name at least one --speaker or --recording")
     with _run(config, set_, workspace, False) as run:
         from jobs.run import forget as forget_names
 
-        forget_names(run, names)
+        forget_names(run, speaker or [], recording or [])
 
 
 _stage_command(
@@ -152,6 +153,9 @@ app.command()(export)
 
 
 app.add_typer(try_app, name="try")
+app.command()(models)
+app.command()(compare)
+app.command()(lineage)
 
 
 @app.command()
@@ -180,9 +184,17 @@ def evaluate(
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
     fresh: FreshOption = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="A registered version, as 3 or champion. May be repeated."),
+    ] = None,
 ) -> None:
-    """Measure error rates on unseen speakers, clean and interfered, beside plain references."""
-    with _run(config, set_, workspace, fresh) as run:
+    """Measure error rates on unseen speakers by what lies over their voices.
+
+    Beside plain references, and beside registered versions that are named. What was embedded
+    before is not embedded again.
+    """
+    with _run(config, set_, workspace, fresh, against=against or ()) as run:
         from jobs.console import show
         from jobs.report import metrics_table
 
@@ -205,10 +217,30 @@ def promote(
     config: ConfigOption = "demo",
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Make the champion before this one champion again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the gate says, and change nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote also what the gate refuses; say --why.")
+    ] = False,
+    why: Annotated[str, typer.Option("--why", help="Reason that is kept with the version.")] = "",
 ) -> None:
-    """Make the challenger champion if it is not worse; exit code 3 if it is refused."""
+    """Make the challenger champion if it is not worse; exit code 3 if it is refused.
+
+    Challenger and champion are compared on the same trials, paired, with a bootstrap over speakers,
+    on the conditions of promote.guarded. The decision is kept with the version, also a refusal.
+    """
+    if (force or rollback) and not why:
+        raise typer.BadParameter("give a reason with --why")
+    if rollback and (force or dry_run):
+        raise typer.BadParameter("--rollback goes with --why only")
     with _run(config, set_, workspace, False) as run:
-        if not run.promote.promoted:
+        if rollback:
+            run.rollback(why)
+        elif not run.promoted(forced=why if force else "", dry_run=dry_run).promoted:
             raise typer.Exit(3)
 
 
@@ -222,14 +254,21 @@ def verify(
             "--model", "-m", help="models:/NAME/VERSION, or a folder; without it, the champion."
         ),
     ] = None,
+    prior: Annotated[
+        float,
+        typer.Option(min=0.001, max=0.999, help="How probable one speaker is before listening."),
+    ] = 0.5,
     config: ConfigOption = "demo",
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Say whether the speaker of one file is heard in another (any format soundfile reads)."""
+    """Say whether the speaker of one file is heard in another (any format soundfile reads).
+
+    The probability comes from scores that were calibrated on the validation trials of the model.
+    """
     from jobs.verify import verify as verify_files
 
-    verify_files(enrolment, test, model, configured(config, set_, workspace))
+    verify_files(enrolment, test, model, prior, configured(config, set_, workspace))
 
 
 @app.command("config")

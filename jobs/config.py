@@ -16,7 +16,7 @@ from pipeline.corpora import IngestConfig
 from pipeline.distributions import BuildConfig
 from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
-from pipeline.trials import TrialConfig
+from pipeline.trials import CLEAN, TrialConfig
 
 Tree = dict[str, Any]
 EMBEDDED = Path(__file__).parent / "configs"
@@ -67,6 +67,9 @@ class TrainConfig(Strict):
     attend: bool = Field(True, description="to a speaker's other conditions, in training")
     contrast: ContrastConfig = ContrastConfig()
     validate_every: int = Field(500, ge=1, description="steps between checkpoints")
+    validate_on: list[str] = Field(
+        [CLEAN, "sir_5_db", "sir_0_db"], min_length=1, description="conditions; their mean decides"
+    )
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
 
     @field_validator("speeds")
@@ -102,6 +105,9 @@ class EvaluateConfig(Strict):
 
     trials: TrialConfig = TrialConfig()
     bootstrap_replicates: int = Field(1000, ge=100)
+    cohort: int = Field(
+        0, ge=0, description="training speakers that scores are normalised by (AS-norm); 0: none"
+    )
 
 
 class PromoteConfig(Strict):
@@ -209,12 +215,18 @@ class Config(Strict):
                 f"model.sample_rate_hz is {self.model.sample_rate_hz}, the store holds "
                 f"{SAMPLE_RATE_HZ}: leave it out"
             )
-        unknown = set(self.promote.guarded) - set(self.evaluate.trials.conditions)
-        if unknown:
-            raise ValueError(
-                f"promote.guarded names {', '.join(sorted(unknown))}; evaluate.trials has "
-                f"{', '.join(self.evaluate.trials.conditions)}"
-            )
+        conditions = self.evaluate.trials.conditions
+        named = {
+            "promote.guarded": self.promote.guarded,
+            "train.validate_on": self.train.validate_on,
+        }
+        for key, names in named.items():
+            unknown = sorted(set(names) - set(conditions))
+            if unknown:
+                raise ValueError(
+                    f"{key} names {', '.join(unknown)}; evaluate.trials.conditions has "
+                    f"{', '.join(conditions)}"
+                )
         return self
 
 

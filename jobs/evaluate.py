@@ -1,10 +1,9 @@
-"""Evaluate: error rates on speakers never heard in training, clean and interfered.
+"""Evaluate: error rates on speakers never heard in training, by what lies over their voices.
 
-Next to the trained model stand two plain references measured in the same run on the same trials:
-the model before training, and MFCC statistics.
+Next to the trained model stand references measured on the same trials: the model before training,
+MFCC statistics, and whichever registered versions are named.
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,24 +13,30 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from csc_model import metrics
-from csc_model.model import CSC
+from csc_model.calibration import Calibration, calibrate
 from jobs.config import Config
+from jobs.embedding import MFCC, MFCC_ID, Embeddings, System
 from jobs.report import det_plot
-from jobs.scoring import Embed, Views, embed_mfcc, embed_with, score, scored, test_side
+from jobs.scoring import Views, enrol, score
 from jobs.stepper import new_model
+from jobs.summary import gender_pairs, summarise
 from jobs.train import Trained, local_copy
-from pipeline.schema import OnProgress, config_hash
-from pipeline.shards import INDEX, encode, read_catalogue
+from pipeline.schema import Runner, config_hash
+from pipeline.shards import INDEX, encode
 from pipeline.storage import Folder
-from pipeline.trials import TrialAudio, Trials, make_trials
+from pipeline.trials import CLEAN, Trials
 
-CSC_NAME, UNTRAINED, MFCC = "csc", "untrained", "mfcc"
-REFERENCES = (UNTRAINED, MFCC)
+CSC_NAME, UNTRAINED, NORMED = "csc", "untrained", "csc, AS-norm"
 SCORES_FILE, DET_FILE = "scores.parquet", "det.png"
-TARGET_PRIOR = 0.05
-Scores = dict[str, dict[str, NDArray[np.float64]]]
-"""By system and condition, `(trial,)`."""
+ByCondition = dict[str, NDArray[np.float64]]
+"""Scores by condition, `(trial,)`."""
+
+
+class Calibrated(NamedTuple):
+    """Scores of the test trials, and what they are worth by the validation trials."""
+
+    scores: ByCondition
+    calibration: Calibration
 
 
 class Evaluated(NamedTuple):
@@ -41,32 +46,85 @@ class Evaluated(NamedTuple):
     about: dict[str, Any]  # its index
 
 
-def evaluation_id(model_id: str, config: Config) -> str:
-    """Return the name of the evaluation of a model."""
-    return config_hash([model_id, config.evaluate.model_dump(), config.seed])
+class Evaluator:
+    """What an evaluation works with: stored embeddings of both splits, and who computes further."""
+
+    def __init__(self, config: Config, store: Folder, cache: Folder, run: Runner) -> None:
+        told = (config.evaluate.trials, config.seed)
+        self.config, self.run = config, run
+        self.test = Embeddings(cache, store, "test", *told)
+        self.valid = Embeddings(cache, store, "valid", *told)
+        torch.set_num_threads(config.train.threads)  # more would fight with numpy's for the cores
+
+    @property
+    def trials(self) -> Trials:
+        """The trials that are reported."""
+        return self.test.trials
+
+    def scores(self, system: System, cohort: Views | None = None) -> Calibrated:
+        """Score the test trials, and calibrate by the validation trials of all conditions."""
+        self.test.hear([system], self.run)
+        self.valid.hear([system], self.run)
+        valid = list(_scores(self.valid, system, cohort).values())
+        target = np.tile(self.valid.trials.target, len(valid))
+        calibration = calibrate(np.concatenate(valid), target)
+        return Calibrated(_scores(self.test, system, cohort), calibration)
+
+    def cohort(self, system: System) -> Views | None:
+        """Return a vector of each of some training speakers, if any are asked for."""
+        if not self.config.evaluate.cohort:
+            return None
+        return enrol(self.test.strangers(system, self.config.evaluate.cohort))
+
+    def improvements_db(self, system: System) -> dict[str, float]:
+        """Return the mean gain of separation by condition, where there is any to gain."""
+        gains = {name: self.test.of(system, name).improvement_db for name in self.trials.conditions}
+        return {name: float(np.nanmean(g)) for name, g in gains.items() if not np.isnan(g).all()}
+
+
+def _scores(embeddings: Embeddings, system: System, cohort: Views | None) -> ByCondition:
+    clean = embeddings.of(system, CLEAN).views
+    return {
+        name: score(embeddings.of(system, name).views, clean, embeddings.trials, cohort)
+        for name in embeddings.trials.conditions
+    }
+
+
+def evaluation_id(model_id: str, config: Config, against: Mapping[str, str]) -> str:
+    """Return the name of the evaluation of a model beside versions, of which name and id count."""
+    return config_hash([model_id, config.evaluate.model_dump(), config.seed, dict(against)])
 
 
 def evaluate(
-    folder: Folder, store: Folder, trained: Trained, config: Config, on_progress: OnProgress
+    folder: Folder, evaluator: Evaluator, trained: Trained, against: Mapping[str, Path]
 ) -> Evaluated:
-    """Score the test trials into a folder named by `evaluation_id`, or return what is there."""
+    """Score the test trials into a folder named by `evaluation_id`, or return what is there.
+
+    `against` are further models by the name that they have in tables.
+    """
     if folder.exists(INDEX):
         return Evaluated(folder, folder.read_json(INDEX))
-    torch.set_num_threads(config.train.threads)  # more would fight with numpy's for the cores
-    with tempfile.TemporaryDirectory(prefix="csc-model-") as scratch:
-        model = CSC.load(local_copy(trained.folder, Path(scratch) / "model"))
-    scores, trials = _score_split("test", systems_of(model, config), store, config, on_progress)
+    systems = _systems(evaluator.test, trained, evaluator.config, against)
+    found = {system.name: evaluator.scores(system) for system in systems}
+    cohort, trials = evaluator.cohort(systems[0]), evaluator.trials
+    if cohort is not None:
+        found[NORMED] = evaluator.scores(systems[0], cohort)
+    scores = {name: its.scores for name, its in found.items()}
     index = {
-        "id": evaluation_id(trained.about["id"], config),
+        "id": folder.uri.rpartition("/")[2],
         "model": trained.about["id"],
         "trials": {
-            "hash": trials.hash(config.evaluate.trials),
+            "hash": trials.hash,
             "count": len(trials.target),
             "targets": int(trials.target.sum()),
             "speakers": len(set(trials.speakers)),
+            "skipped": trials.skipped,
         },
-        "threshold": _threshold(model, store, config),
-        **summarise(scores, trials, config),
+        "calibration": found[CSC_NAME].calibration._asdict(),
+        "improvement_db": evaluator.improvements_db(systems[0]),
+        **summarise(
+            scores, {name: its.calibration for name, its in found.items()}, trials, evaluator.config
+        ),
     }
     folder.put(SCORES_FILE, encode(score_table(scores, trials), 1 << 16))
     folder.put(DET_FILE, det_plot(scores, trials.target))
@@ -74,111 +132,28 @@ def evaluate(
     return Evaluated(folder, index)
 
 
-def systems_of(model: CSC, config: Config) -> dict[str, Embed]:
-    """Return the model and its references by name."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    untrained = new_model(config).eval().to(device)
-    return {
-        CSC_NAME: embed_with(model.to(device)),
-        UNTRAINED: embed_with(untrained),
-        MFCC: embed_mfcc,
-    }
+def _systems(
+    embeddings: Embeddings, trained: Trained, config: Config, against: Mapping[str, Path]
+) -> list[System]:
+    with trained.folder.scratch() as scratch:
+        ours = embeddings.add_model(CSC_NAME, local_copy(trained.folder, scratch / "trained"))
+        new_model(config).save(scratch / UNTRAINED)
+        untrained = embeddings.add_model(UNTRAINED, scratch / UNTRAINED)
+    others = [embeddings.add_model(name, folder) for name, folder in against.items()]
+    return [ours, untrained, System(MFCC, MFCC_ID), *others]
 
 
-def score_model(
-    model: CSC, store: Folder, config: Config, on_progress: OnProgress
-) -> tuple[pa.Table, str]:
-    """Score the test trials with one model; return the table of scores and the trials' hash."""
-    systems = {CSC_NAME: embed_with(model)}
-    scores, trials = _score_split("test", systems, store, config, on_progress)
-    return score_table(scores, trials), trials.hash(config.evaluate.trials)
-
-
-def _score_split(
-    split: str,
-    systems: Mapping[str, Embed],
-    store: Folder,
-    config: Config,
-    on_progress: OnProgress,
-) -> tuple[Scores, Trials]:
-    """Make the trials of a split and score them with every system."""
-    trials = make_trials(read_catalogue(store), split, config.evaluate.trials, config.seed)
-    audio = TrialAudio(store, trials)
-    return score_systems(systems, audio, trials, config, on_progress), trials
-
-
-def score_systems(
-    systems: Mapping[str, Embed],
-    audio: TrialAudio,
-    trials: Trials,
-    config: Config,
-    on_progress: OnProgress,
-) -> Scores:
-    """Embed every utterance under every condition with every system, and score the trials."""
-    conditions, count = config.evaluate.trials.conditions, len(audio.pcm)
-    scores: Scores = {system: {} for system in systems}
-    enrolment: dict[str, Views] = {}
-    for number, (condition, sir_db) in enumerate(conditions.items()):
-        views: dict[str, list[Views]] = {system: [] for system in systems}
-        for place in range(count):
-            samples = test_side(audio, place, sir_db)
-            for system, embed in systems.items():
-                views[system].append(embed(samples))
-            on_progress(number * count + place + 1, len(conditions) * count)
-        for system, embedded in views.items():
-            stacked = np.stack(embedded)
-            enrolment.setdefault(system, stacked)  # the first condition is clean
-            scores[system][condition] = score(stacked, enrolment[system], trials)
-    return scores
-
-
-def summarise(scores: Scores, trials: Trials, config: Config) -> dict[str, Any]:
-    """Return error rates with intervals, and the paired differences to the references."""
-    counts = metrics.draw_speakers(
-        len(set(trials.speakers)), config.evaluate.bootstrap_replicates, config.seed
-    )
-    results, differences = [], []
-    for condition in scores[CSC_NAME]:
-        rates, replicates = {}, {}
-        for system, by_condition in scores.items():
-            values = by_condition[condition]
-            rates[system] = metrics.eer(values, trials.target)
-            replicates[system] = metrics.eer_replicates(scored(trials, values), counts)
-            results.append(
-                {
-                    "system": system,
-                    "condition": condition,
-                    "eer": metrics.interval(rates[system], replicates[system])._asdict(),
-                    "min_dcf": metrics.min_dcf(values, trials.target, TARGET_PRIOR),
-                }
-            )
-        for system in REFERENCES:
-            gap = metrics.interval(
-                rates[CSC_NAME] - rates[system], replicates[CSC_NAME] - replicates[system]
-            )
-            differences.append({"against": system, "condition": condition, "eer": gap._asdict()})
-    return {"results": results, "differences": differences, "min_dcf_target_prior": TARGET_PRIOR}
-
-
-def _threshold(model: CSC, store: Folder, config: Config) -> float:
-    """Return the score at which to decide: the EER point of the pooled validation trials."""
-    systems = {CSC_NAME: embed_with(model)}
-    scores, trials = _score_split("valid", systems, store, config, lambda *_: None)
-    by_condition = list(scores[CSC_NAME].values())
-    target = np.tile(trials.target, len(by_condition))
-    return metrics.eer_threshold(np.concatenate(by_condition), target)
-
-
-def score_table(scores: Scores, trials: Trials) -> pa.Table:
+def score_table(scores: Mapping[str, ByCondition], trials: Trials) -> pa.Table:
     """Return all scores: a row for each trial, a column for each system and condition."""
     ids = np.asarray(trials.utterances["utterance_id"].to_pylist())
-    speakers = trials.speakers
+    speakers, first = trials.speakers, trials.enrolled[trials.enrolment, 0]
     columns = {
-        "enrolment": ids[trials.enrolment],
+        "enrolment": [" ".join(ids[own]) for own in trials.enrolled[trials.enrolment]],
         "test": ids[trials.test],
-        "enrolment_speaker": speakers[trials.enrolment].astype(str),
+        "enrolment_speaker": speakers[first].astype(str),
         "test_speaker": speakers[trials.test].astype(str),
         "target": trials.target,
+        "gender": gender_pairs(trials),
     }
     for system, by_condition in scores.items():
         for condition, values in by_condition.items():

@@ -1,8 +1,13 @@
-"""Registration and the gate: a challenger becomes champion when it is not worse."""
+"""The gate: a challenger becomes champion when it is not worse, and a champion can be taken back.
+
+Judgement is by the same trials for both, paired, over speakers. What was decided is kept with the
+run of the challenger, also a refusal.
+"""
 
 import getpass
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +18,14 @@ import pyarrow.parquet as pq
 
 from csc_model import metrics
 from csc_model.config import VARIANT
-from csc_model.model import CSC
 from jobs.config import Config
-from jobs.evaluate import CSC_NAME, DET_FILE, SCORES_FILE, Evaluated, score_model
-from jobs.registry import CHALLENGER, CHAMPION, DATASET, MODEL_ID, TRIALS, Registry, Version
-from jobs.train import Trained, local_copy
+from jobs.evaluate import CSC_NAME, SCORES_FILE, Evaluator, score_table
+from jobs.lineage import missing
+from jobs.register import evaluation_path
+from jobs.registry import CHALLENGER, CHAMPION, TRIALS, Registry, Version
 from pipeline.errors import CscError
-from pipeline.schema import OnProgress, config_hash
-from pipeline.shards import INDEX
-from pipeline.storage import Folder
+
+WHEN, WHO, FROM, WHY = (f"csc.promoted_{key}" for key in ("when", "by", "from", "why"))
 
 
 class Decision(NamedTuple):
@@ -30,72 +34,16 @@ class Decision(NamedTuple):
     promoted: bool
     why: str
     version: Version
-    differences: dict[str, dict[str, float]]
+    differences: dict[str, dict[str, float]]  # in EER, challenger minus champion
 
 
-def register(trained: Trained, evaluated: Evaluated, registry: Registry) -> tuple[Version, bool]:
-    """Make the trained and evaluated model a version with alias `challenger`.
-
-    Returns the version, and whether it is new: a model is registered once.
-    """
-    if not trained.about["config"]["train"]["contrastive_weight"]:
-        raise CscError(
-            "separation alone was trained (train.contrastive_weight=0), and nobody's voice was "
-            "learned: begin another run with it, train.init_from="
-            f"{trained.folder.uri}, and register that"
-        )
-    run_id = trained.about["run"]
-    known = registry.version_of(run_id, evaluated.about["trials"]["hash"])
-    if known is not None:
-        challenger = registry.by_alias(CHALLENGER)
-        if challenger is None or int(challenger.number) < int(known.number):
-            registry.move_alias(CHALLENGER, known, {})  # an earlier run ended just before this
-        return known, False
-    with tempfile.TemporaryDirectory(prefix="csc-register-") as scratch:
-        model = local_copy(trained.folder, Path(scratch) / "model")
-        evaluation = Path(scratch) / "evaluation"
-        evaluation.mkdir()
-        for file in (INDEX, SCORES_FILE, DET_FILE):
-            (evaluation / file).write_bytes(evaluated.folder.read(file))
-        registry.log_folder(run_id, evaluation, _evaluation_path(evaluated.about["trials"]["hash"]))
-        registry.log_metrics(run_id, trained.about["best_step"], _flat(evaluated.about))
-        version = registry.register(run_id, model, evaluation, _tags(trained, evaluated))
-    return version, True
-
-
-def _evaluation_path(trials_hash: str) -> str:
-    return f"evaluation/{trials_hash}"
-
-
-def _tags(trained: Trained, evaluated: Evaluated) -> dict[str, str]:
-    tags = {
-        MODEL_ID: trained.about["id"],
-        TRIALS: evaluated.about["trials"]["hash"],
-        DATASET: trained.about["dataset"],
-        "csc.store": trained.about["store"],
-        "csc.variant": VARIANT,
-        "csc.config": config_hash(trained.about["config"]),
-    }
-    for row in evaluated.about["results"]:
-        if row["system"] == CSC_NAME:
-            value, low, high = row["eer"].values()
-            tags[f"eer.{row['condition']}"] = f"{value:.4f} [{low:.4f}, {high:.4f}]"
-    return tags
-
-
-def _flat(index: dict[str, Any]) -> dict[str, float]:
-    flat = {}
-    for row in index["results"]:
-        name = f"test.{row['system']}.{row['condition']}"
-        flat[f"{name}.min_dcf"] = row["min_dcf"]
-        flat |= {f"{name}.eer.{bound}": value for bound, value in row["eer"].items()}
-    return flat
-
-
-def promote(registry: Registry, store: Folder, config: Config, on_progress: OnProgress) -> Decision:
+def promote(
+    registry: Registry, evaluator: Evaluator, *, forced: str = "", dry_run: bool = False
+) -> Decision:
     """Judge the challenger and, if it passes, make it champion; the decision is kept either way.
 
-    A champion that was scored on other trials is scored on the challenger's first.
+    `forced`, a reason, promotes what the gate refuses. A champion that was scored on other trials
+    is scored on the challenger's first. A dry run keeps nothing.
 
     Raises:
         CscError: there is no challenger, its trials are not those of this store and configuration,
@@ -108,58 +56,118 @@ def promote(registry: Registry, store: Folder, config: Config, on_progress: OnPr
         )
     if champion is not None and champion.number == challenger.number:
         return Decision(True, "it is champion already", challenger, {})
-    decision = Decision(True, "it is the first", challenger, {})
-    if champion is not None:
-        ours, theirs = (
-            _scores(registry, version, challenger.tags[TRIALS], store, config, on_progress)
-            for version in (challenger, champion)
-        )
-        decision = _judge(challenger, champion, ours, theirs, config)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    decision = _decide(registry, challenger, champion, evaluator)
+    if forced and not decision.promoted:
+        why = f"forced: {forced}; the gate: {decision.why}"
+        decision = decision._replace(promoted=True, why=why)
+    if not dry_run:
+        _keep(registry, decision, champion, evaluator.config)
+    return decision
+
+
+def rollback(registry: Registry, why: str) -> Version:
+    """Make the champion's predecessor champion again, and return it.
+
+    Another rollback goes on to the one before that.
+
+    Raises:
+        CscError: there is no champion, or none came before it.
+    """
+    champion = registry.by_alias(CHAMPION)
+    if champion is None:
+        raise CscError(f"{registry.model} has no champion: csc promote makes one")
+    before = champion.tags.get(FROM, "none")
+    if before == "none":
+        raise CscError(f"version {champion.number} is the first champion: nothing to go back to")
+    previous, now = registry.version(before), _now()
+    _record(
+        registry,
+        champion.run_id,
+        {"rolled_back": champion.number, "to": previous.number, "why": why},
+        now,
+    )
+    with registry.promotion():
+        _check_champion(registry, champion)
+        registry.tag(champion, {"csc.rolled_back_when": now, "csc.rolled_back_why": why})
+        tags = {WHEN: now, WHO: _user(), WHY: f"rolled back from version {champion.number}: {why}"}
+        registry.move_alias(CHAMPION, previous, tags)
+    return previous
+
+
+def _decide(
+    registry: Registry, challenger: Version, champion: Version | None, evaluator: Evaluator
+) -> Decision:
+    lacking = missing(challenger)
+    if lacking:
+        why = f"it does not say where it comes from ({', '.join(lacking)})"
+        return Decision(False, why, challenger, {})
+    variant = challenger.tags.get("csc.variant")
+    if variant != VARIANT:
+        why = f"it is of variant {variant}, this program of {VARIANT}"
+        return Decision(False, why, challenger, {})
+    if champion is None:
+        return Decision(True, "it is the first", challenger, {})
+    ours, theirs = (
+        scores_of(registry, version, challenger.tags[TRIALS], evaluator)
+        for version in (challenger, champion)
+    )
+    return _judge(challenger, champion, ours, theirs, evaluator.config)
+
+
+def _keep(registry: Registry, decision: Decision, champion: Version | None, config: Config) -> None:
+    """Write a decision down, and move the alias if it says so."""
+    challenger, now = decision.version, _now()
     record = {
         "challenger": challenger.number,
         "champion": champion.number if champion else None,
         "promoted": decision.promoted,
         "why": decision.why,
-        "who": _user(),
-        "when": now,
         "margin": config.promote.margin,
         "eer_challenger_minus_champion": decision.differences,
     }
-    registry.log_decision(challenger.run_id, record, f"decisions/{now}.json")
-    if registry.by_alias(CHAMPION) != champion:
-        raise CscError("another promotion came in between: look at the champion and run again")
-    if decision.promoted:
-        tags = {
-            "csc.promoted_when": now,
-            "csc.promoted_by": _user(),
-            "csc.promoted_from": champion.number if champion else "none",
-            "csc.promoted_why": decision.why,
-        }
+    _record(registry, challenger.run_id, record, now)
+    registry.tag(challenger, {"csc.decision": decision.why, "csc.decision_when": now})
+    if not decision.promoted:
+        return
+    before = champion.number if champion else "none"
+    tags = {WHEN: now, WHO: _user(), FROM: before, WHY: decision.why}
+    with registry.promotion():
+        _check_champion(registry, champion)
         registry.move_alias(CHAMPION, challenger, tags)
-    return decision
+
+
+def _check_champion(registry: Registry, judged: Version | None) -> None:
+    now = registry.by_alias(CHAMPION)
+    if (now and now.number) != (judged and judged.number):
+        raise CscError(
+            f"another promotion came in between, the champion is version {now.number if now else 0}"
+            ": look at it with csc models, and run again"
+        )
+
+
+def _record(registry: Registry, run_id: str, record: dict[str, Any], now: str) -> None:
+    name = f"decisions/{now.replace(':', '-')}.json"
+    registry.log_decision(run_id, record | {"who": _user(), "when": now}, name)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _judge(
     challenger: Version, champion: Version, ours: pa.Table, theirs: pa.Table, config: Config
 ) -> Decision:
-    counts = metrics.draw_speakers(
-        len(set(ours["test_speaker"].to_pylist()) | set(ours["enrolment_speaker"].to_pylist())),
-        config.evaluate.bootstrap_replicates,
-        config.seed,
-    )
-    differences, worse = {}, []
-    for condition in config.promote.guarded:
-        gap = _difference(ours, theirs, condition, counts)
-        differences[condition] = gap._asdict()
-        if gap.low > 0 or gap.value > config.promote.margin:
-            worse.append(f"{condition} {gap.value:+.2%} [{gap.low:+.2%}, {gap.high:+.2%}]")
-    why = (
-        f"worse than version {champion.number} in EER at {'; '.join(worse)}"
-        if worse
-        else (f"not worse than version {champion.number} on {', '.join(config.promote.guarded)}")
-    )
-    return Decision(not worse, why, challenger, differences)
+    gaps = differences(ours, theirs, config.promote.guarded, config)
+    worse = [
+        f"{condition} {gap.value:+.2%} [{gap.low:+.2%}, {gap.high:+.2%}]"
+        for condition, gap in gaps.items()
+        if gap.low > 0 or gap.value > config.promote.margin
+    ]
+    why = f"not worse than version {champion.number} on {', '.join(config.promote.guarded)}"
+    if worse:
+        why = f"worse than version {champion.number} in EER at {'; '.join(worse)}"
+    told = {condition: gap._asdict() for condition, gap in gaps.items()}
+    return Decision(not worse, why, challenger, told)
 
 
 def _user() -> str:
@@ -170,28 +178,28 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _scores(
-    registry: Registry,
-    version: Version,
-    trials_hash: str,
-    store: Folder,
-    config: Config,
-    on_progress: OnProgress,
+def scores_of(
+    registry: Registry, version: Version, trials_hash: str, evaluator: Evaluator
 ) -> pa.Table:
-    """Fetch the scores of a version on some trials; make and keep them if there are none yet."""
-    below = _evaluation_path(trials_hash)
+    """Fetch the scores of a version on some trials; make and keep them if there are none yet.
+
+    Raises:
+        CscError: there are none, and the trials at hand are others.
+    """
+    below = evaluation_path(trials_hash)
     with tempfile.TemporaryDirectory(prefix="csc-scores-") as scratch:
         found = registry.fetch(version.run_id, f"{below}/{SCORES_FILE}", Path(scratch))
         if found is not None:
             return pq.read_table(found)
-        uri = f"models:/{registry.model}/{version.number}"
-        model = CSC.load(registry.download(uri, Path(scratch)) / "model")
-        table, scored_hash = score_model(model, store, config, on_progress)
-        if scored_hash != trials_hash:
+        if evaluator.trials.hash != trials_hash:
             raise CscError(
-                "the challenger was scored on trials of other data or another configuration than "
-                "this: give the one that it was evaluated with"
+                f"version {version.number} has no scores on trials {trials_hash}, and the trials "
+                "of this data and configuration are others: give those of its evaluation"
             )
+        model = registry.model_of(version, Path(scratch) / "version")
+        system = evaluator.test.add_model(CSC_NAME, model)
+        scores = {CSC_NAME: evaluator.scores(system).scores}
+        table = score_table(scores, evaluator.trials)
         kept = Path(scratch) / "evaluation"
         kept.mkdir()
         pq.write_table(table, kept / SCORES_FILE)
@@ -199,17 +207,30 @@ def _scores(
         return table
 
 
-def _difference(
-    ours: pa.Table, theirs: pa.Table, condition: str, counts: np.ndarray[Any, np.dtype[np.int64]]
-) -> metrics.Interval:
+def differences(
+    ours: pa.Table, theirs: pa.Table, conditions: Sequence[str], config: Config
+) -> dict[str, metrics.Interval]:
+    """Return by how much the EER of one table of scores is above another's, by condition.
+
+    Paired: both are of the same trials, and the same speakers are drawn for both.
+    """
     names = np.concatenate([ours["enrolment_speaker"], ours["test_speaker"]])
-    _, speaker = np.unique(names, return_inverse=True)
-    enrolment, test = np.split(speaker, 2)
+    distinct, speaker = np.unique(names, return_inverse=True)
+    draws = metrics.draw_speakers(len(distinct), config.evaluate.bootstrap_replicates, config.seed)
+    sides = np.split(speaker, 2)
+    return {name: _difference(ours, theirs, name, sides, draws) for name in conditions}
+
+
+def _difference(
+    ours: pa.Table,
+    theirs: pa.Table,
+    condition: str,
+    sides: Sequence[np.ndarray[Any, np.dtype[np.int64]]],
+    draws: np.ndarray[Any, np.dtype[np.int64]],
+) -> metrics.Interval:
     rates, replicates = [], []
     for table in (ours, theirs):
         score, target = table[f"{CSC_NAME}.{condition}"].to_numpy(), table["target"].to_numpy()
         rates.append(metrics.eer(score, target))
-        replicates.append(
-            metrics.eer_replicates(metrics.Trials(score, target, enrolment, test), counts)
-        )
+        replicates.append(metrics.eer_replicates(metrics.Trials(score, target, *sides), draws))
     return metrics.interval(rates[0] - rates[1], replicates[0] - replicates[1])

@@ -1,6 +1,7 @@
 """Runs, model versions and aliases: the only place that talks to MLflow (with `serving.py`)."""
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -13,9 +14,14 @@ from jobs.config import Config
 from pipeline.errors import CscError
 from pipeline.schema import config_hash
 
-MODEL_ID, TRIALS, DATASET = "csc.model_id", "csc.trials", "csc.dataset"
+MODEL_ID, TRIALS, DATASET, STORE = (
+    f"csc.{key}" for key in ("model_id", "trials", "dataset", "store")
+)
+FORGOTTEN = "csc.forgotten"
 CHALLENGER, CHAMPION = "challenger", "champion"
 SQLITE = "sqlite:///"
+LOCK, LOCK_S = ".promotion", 600
+LONGEST_TAG = 5000
 
 
 class Version(NamedTuple):
@@ -60,7 +66,7 @@ class Registry:
         tags = {
             MODEL_ID: model_id,
             DATASET: dataset["id"],
-            "csc.store": dataset["store"],
+            STORE: dataset["store"],
             "csc.variant": VARIANT,
             "csc.config": config_hash(resolved),
         }
@@ -151,12 +157,24 @@ class Registry:
 
     def version_of(self, run_id: str, trials_hash: str) -> Version | None:
         """Return the version that a run was registered as with these trials, if any."""
-        with _mlflow_errors(self.uri):
-            found = self._client.search_model_versions(f"name = '{self.model}'")
-        for version in map(_version, found):
+        for version in self.versions():
             if version.run_id == run_id and version.tags.get(TRIALS) == trials_hash:
                 return version
         return None
+
+    def versions(self) -> list[Version]:
+        """Return all versions of the model."""
+        with _mlflow_errors(self.uri):
+            return [
+                _version(v) for v in self._client.search_model_versions(f"name = '{self.model}'")
+            ]
+
+    def aliases_of(self, version: Version) -> list[str]:
+        """Return the aliases that point to a version."""
+        with _mlflow_errors(self.uri):
+            models = self._client.search_registered_models(f"name = '{self.model}'")
+        aliases = models[0].aliases if models else {}
+        return sorted(alias for alias, number in aliases.items() if str(number) == version.number)
 
     def by_alias(self, alias: str) -> Version | None:
         """Return the version that an alias points to, if any."""
@@ -166,17 +184,95 @@ class Registry:
                 return None
             return _version(self._client.get_model_version_by_alias(self.model, alias))
 
-    def move_alias(self, alias: str, version: Version, tags: dict[str, str]) -> None:
-        """Point an alias to a version and tag the version with why."""
+    def version(self, name: str) -> Version:
+        """Return the version that a number, `v7`, an alias or a `models:/` address names.
+
+        Raises:
+            CscError: there is none.
+        """
+        word = re.split(r"[/@]", name)[-1].removeprefix("v")
+        versions = {one.number: one for one in self.versions()}
+        named = versions.get(word) or self.by_alias(word)
+        if named is None:
+            known = ", ".join(sorted(versions, key=int)) or "none"
+            raise CscError(f"{self.model} has no version or alias {name!r}; versions: {known}")
+        return named
+
+    def model_of(self, version: Version, to: Path) -> Path:
+        """Download a version and return the folder that `CSC.load` reads."""
+        to.mkdir(parents=True, exist_ok=True)
+        return self.download(f"models:/{self.model}/{version.number}", to) / "model"
+
+    @contextmanager
+    def promotion(self) -> Iterator[None]:
+        """Keep others from moving the champion: MLflow itself lets the last writer win.
+
+        What it does guard is that a registered model's name is made once: an empty one of the name
+        `MODEL.promotion` stands for as long as somebody promotes, ten minutes at most.
+
+        Raises:
+            CscError: somebody else is promoting.
+        """
+        name = f"{self.model}{LOCK}"
+        with _mlflow_errors(self.uri):
+            self._remove_stale(name)
+            if not self._made(name):
+                raise CscError(
+                    f"somebody else is promoting a version of {self.model}: look at csc models, "
+                    "and run again"
+                )
+        try:
+            yield
+        finally:
+            with _mlflow_errors(self.uri):
+                self._client.delete_registered_model(name)
+
+    def _made(self, name: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_ALREADY_EXISTS":
+                return False
+            raise
+        return True
+
+    def _remove_stale(self, name: str) -> None:
+        """Remove the lock of a promotion that was killed."""
+        for found in self._client.search_registered_models(f"name = '{name}'"):
+            if time.time() - found.creation_timestamp / 1000 > LOCK_S:
+                self._client.delete_registered_model(name)
+
+    def tag(self, version: Version, tags: dict[str, str]) -> None:
+        """Set tags of a version."""
         with _mlflow_errors(self.uri):
             for key, value in tags.items():
-                self._client.set_model_version_tag(self.model, version.number, key, value)
+                shown = value[:LONGEST_TAG]
+                self._client.set_model_version_tag(self.model, version.number, key, shown)
+
+    def move_alias(self, alias: str, version: Version, tags: dict[str, str]) -> None:
+        """Tag a version with why, and point an alias to it."""
+        self.tag(version, tags)
+        with _mlflow_errors(self.uri):
             self._client.set_registered_model_alias(self.model, alias, version.number)
 
     def log_decision(self, run_id: str, decision: dict[str, Any], name: str) -> None:
         """Keep a decision of the gate with the run, also a refusal."""
         with _mlflow_errors(self.uri):
             self._client.log_dict(run_id, decision, name)
+
+    def read_artifact(self, version: Version, path: str) -> str | None:
+        """Return a text file of a version, or None if it has none of that name."""
+        import mlflow
+
+        root = f"models:/{self.model}/{version.number}/artifacts"
+        folder = f"{root}/{path.rpartition('/')[0]}"
+        with _mlflow_errors(self.uri):
+            listed = mlflow.artifacts.list_artifacts(artifact_uri=folder)
+            if not any(item.path.endswith(path) for item in listed):
+                return None
+            return str(mlflow.artifacts.load_text(f"{root}/{path}"))
 
     def download(self, model_uri: str, to: Path) -> Path:
         """Download a registered model and return the folder that `CSC.load` reads."""

@@ -10,37 +10,43 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from csc_model.metrics import error_rates
+from jobs.summary import TARGET_PRIORS
 
 TICKS = np.array([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
+PRIOR = TARGET_PRIORS[-1]
 LINES = {"csc": "-", "untrained": "--", "mfcc": ":"}
 
 
 def metrics_table(index: Mapping[str, Any]) -> Table:
-    """Return the error rates as a table: a row for each system, a column for each condition."""
-    results = index["results"]
-    conditions = list(dict.fromkeys(row["condition"] for row in results))
-    trials = index["trials"]
+    """Return the error rates as a table: a row for each condition, a column for each system."""
+    results, trials = index["results"], index["trials"]
+    systems = list(dict.fromkeys(row["system"] for row in results))
+    ours, *others = systems
     table = Table(
-        title=f"EER % [95 % interval over {trials['speakers']} speakers], "
-        f"{trials['count']} trials; below it minDCF at p = {index['min_dcf_target_prior']}",
+        title=f"EER % [95 % interval over {trials['speakers']} speakers], {trials['count']} trials "
+        "in each condition",
         title_justify="left",
     )
-    table.add_column("system")
-    for condition in conditions:
-        table.add_column(condition, justify="right")
-    for system in dict.fromkeys(row["system"] for row in results):
-        table.add_row(system, *(_cell(row) for row in results if row["system"] == system))
-    for against in dict.fromkeys(row["against"] for row in index["differences"]):
-        gaps = [row for row in index["differences"] if row["against"] == against]
-        table.add_row(f"csc - {against}", *(_percent(row["eer"], "+") for row in gaps))
+    table.add_column("condition")
+    headings = (f"{ours} - {other}" for other in others)
+    for heading in (*systems, *headings, f"minDCF {PRIOR:g}", "SI-SNRi dB"):
+        table.add_column(heading, justify="right")
+    for condition in dict.fromkeys(row["condition"] for row in results):
+        rows = {row["system"]: row for row in results if row["condition"] == condition}
+        gaps = [row for row in index["differences"] if row["condition"] == condition]
+        gain = index["improvement_db"].get(condition)
+        table.add_row(
+            condition,
+            *(percent(rows[system]["eer"]) for system in systems),
+            *(percent(gap["eer"], "+") for gap in gaps),
+            f"{rows[ours][f'min_dcf_{PRIOR:g}']:.2f}",
+            "" if gain is None else f"{gain:+.1f}",
+        )
     return table
 
 
-def _cell(row: Mapping[str, Any]) -> str:
-    return f"{_percent(row['eer'])}\n{row['min_dcf']:.2f}"
-
-
-def _percent(interval: Mapping[str, float], sign: str = "") -> str:
+def percent(interval: Mapping[str, float], sign: str = "") -> str:
+    """Write an interval in per cent, as `value [low, high]`."""
     value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 

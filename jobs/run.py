@@ -15,12 +15,21 @@ from jobs.cluster import ray_session
 from jobs.config import Config
 from jobs.console import heading, progress, say, show
 from jobs.ear import ear_of
-from jobs.evaluate import DET_FILE, SCORES_FILE, Evaluated, evaluate, evaluation_id
+from jobs.evaluate import (
+    DET_FILE,
+    SCORES_FILE,
+    Evaluated,
+    Evaluator,
+    evaluate,
+    evaluation_id,
+)
 from jobs.finetune import pinned
 from jobs.ingest_report import html
 from jobs.interrupt import Interrupt
-from jobs.promote import Decision, promote, register
-from jobs.registry import CHAMPION, Registry, Version
+from jobs.lineage import flag_forgotten
+from jobs.promote import Decision, promote, rollback
+from jobs.register import register
+from jobs.registry import CHAMPION, MODEL_ID, Registry, Version
 from jobs.report import metrics_table
 from jobs.schedules import refine, resampled
 from jobs.train import Trained, model_id, train, validated
@@ -31,7 +40,7 @@ from pipeline.errors import CscError
 from pipeline.forget import forget as forget_sources
 from pipeline.forget import index_ids
 from pipeline.plan import REJECTS_FILE, Generation, changes, source_bytes
-from pipeline.schema import Task, Work
+from pipeline.schema import Runner, Task, Work
 from pipeline.shards import INDEX
 from pipeline.storage import Folder
 from pipeline.store import discard, ingest, plan_ingest, store_id, unread
@@ -39,13 +48,14 @@ from pipeline.tasks import run_tasks
 
 REPORT_FILE = "report.html"
 SCHEDULE_POINTS = 50
+FEW_TASKS = 64  # that are sooner done than Ray would be ready
 
 
 class Run:
     """The stages of one configuration, each reached once."""
 
-    def __init__(self, config: Config, *, fresh: bool = False) -> None:
-        self.config, self.fresh = config, fresh
+    def __init__(self, config: Config, *, fresh: bool = False, against: Sequence[str] = ()) -> None:
+        self.config, self.fresh, self.against = config, fresh, against
         self.workspace = Workspace(config)
         self._exit, self._interrupt = ExitStack(), Interrupt()
 
@@ -163,33 +173,73 @@ class Run:
 
     @cached_property
     def evaluate(self) -> Evaluated:
-        trained = self.train
-        name = evaluation_id(trained.about["id"], self.config)
-        folder = self.workspace.evaluations.child(name)
+        trained, against = self.train, self._versions()
+        ids = {name: version.tags[MODEL_ID] for name, version in against.items()}
+        folder = self.workspace.evaluations.child(
+            evaluation_id(trained.about["id"], self.config, ids)
+        )
         with self._stage("evaluate", folder) as lines:
-            with progress("embedded") as advance:
-                evaluated = evaluate(folder, self.ingest[0], trained, self.config, advance)
+            if not folder.exists(INDEX):
+                with folder.scratch() as scratch:
+                    models = {
+                        name: self.registry.model_of(version, scratch / name)
+                        for name, version in against.items()
+                    }
+                    evaluate(folder, self.evaluator, trained, models)
+            evaluated = Evaluated(folder, folder.read_json(INDEX))
             lines.append(f"scores in {SCORES_FILE}, DET curves in {DET_FILE}")
+            for name, why in evaluated.about["trials"]["skipped"].items():
+                lines.append(f"left out: {name}, as {why}")
         return evaluated
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What scores test sides: here where they are few, on Ray where they are many."""
+        cache = self.workspace.embeddings
+        return Evaluator(self.config, self.ingest[0], cache, self._here_or_on_ray("chunks"))
+
+    def _here_or_on_ray(self, what: str) -> Runner:
+        on_ray = self._on_ray(what)
+
+        def run(tasks: Sequence[Task], work: Work) -> None:
+            if len(tasks) > FEW_TASKS:
+                on_ray(tasks, work)
+                return
+            with progress(what) as advance:
+                for done, task in enumerate(tasks, start=1):
+                    self._interrupt.check()
+                    work(task)
+                    advance(done, len(tasks))
+
+        return run
+
+    def _versions(self) -> dict[str, Version]:
+        """Return the registered versions that an evaluation stands beside, by their names."""
+        found = [self.registry.version(name) for name in self.against]
+        return {f"version {version.number}": version for version in found}
 
     @cached_property
     def register(self) -> Version:
         evaluated = self.evaluate
         heading("register", "")
-        version, new = register(self.train, evaluated, self.registry)
+        version, new = register(self.train, evaluated, self.build[0], self.ingest[0], self.registry)
         state = "registered, alias challenger" if new else "registered before"
         say(f"  {self.registry.model} version {version.number}: {state}")
         return version
 
-    @cached_property
-    def promote(self) -> Decision:
+    def promoted(self, *, forced: str = "", dry_run: bool = False) -> Decision:
+        """Let the gate judge the challenger, and say what it said."""
         _ = self.register
-        heading("promote", "")
-        with progress("embedded") as advance:
-            decision = promote(self.registry, self.ingest[0], self.config, advance)
+        heading("promote", "nothing is changed" if dry_run else "")
+        decision = promote(self.registry, self.evaluator, forced=forced, dry_run=dry_run)
         verdict = CHAMPION if decision.promoted else "refused"
         say(f"  version {decision.version.number}: {verdict}, {decision.why}")
         return decision
+
+    def rollback(self, why: str) -> None:
+        """Make the champion before this one champion again."""
+        heading("promote", "back")
+        say(f"  version {rollback(self.registry, why).number} is champion again")
 
 
 def refined(config: Config, run_id: str) -> Config:
@@ -240,8 +290,9 @@ def dry_run(run: Run) -> None:
     say("  dry run: nothing was written")
 
 
-def forget(run: Run, names: Sequence[str]) -> None:
+def forget(run: Run, speakers: Sequence[str], recordings: Sequence[str]) -> None:
     """Take speakers and recordings out of all stores of the workspace, and name what they made."""
+    names = [*speakers, *recordings]
     utterances, mixtures = run.workspace.utterances, run.workspace.mixtures
     roots = sorted({file.name.partition("/")[0] for file in utterances.list() if "/" in file.name})
     count = forget_sources([utterances.child(root) for root in roots], names)
@@ -254,3 +305,7 @@ def forget(run: Run, names: Sequence[str]) -> None:
                 f"  built before, and may hold their audio: {mixtures.path(folder)}; remove it, "
                 "and what was trained on it"
             )
+    if run.config.mlflow.uri or run.workspace.folder.exists("mlflow.db"):
+        flagged = flag_forgotten(run.registry, speakers, recordings, left)
+        if flagged:
+            say(f"  flagged in the registry, as trained with them: version {', '.join(flagged)}")

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from csc_model.calibration import Cohort, as_norm
+from csc_model.losses import SILENT, best_permutation, pairwise_separation_loss, si_snr_db
 from csc_model.metrics import Trials as ScoredTrials
 from csc_model.mfcc import mfcc_statistics
 from csc_model.model import ACTIVE, CSC
-from pipeline.render import render
 from pipeline.schema import SAMPLE_RATE_HZ
-from pipeline.trials import TrialAudio, Trials
+from pipeline.trials import Trials
 
 Samples = NDArray[np.float32]
 Views = NDArray[np.float32]
@@ -25,6 +27,7 @@ Embed = Callable[[Samples], Views]
 """Turns samples `(time,)` into unit vectors `(view, dim)`, the unseparated view last."""
 
 TRIALS_AT_ONCE = 1 << 16
+NEAREST = 100  # strangers of a cohort that a score is normalised by
 
 
 def embed_with(model: CSC) -> Embed:
@@ -45,35 +48,56 @@ def embed_mfcc(samples: Samples) -> Views:
     return mfcc_statistics(samples, SAMPLE_RATE_HZ)[None].astype(np.float32)
 
 
-def test_side(audio: TrialAudio, place: int, sir_db: float | None) -> Samples:
-    """Render the test side of an utterance, clean or interfered."""
-    sources, gains_db = audio.sources(place, sir_db)
-    batch = render(torch.from_numpy(sources)[None, None], torch.from_numpy(gains_db)[None, None])
-    return batch.mixtures[0, 0].numpy()
+def enrol(clean: Views) -> NDArray[np.float32]:
+    """Return the unit vector `(..., dim)` of clean views `(..., utterance, view, dim)` of a voice.
+
+    The mean of what is heard unseparated: a clean utterance holds nobody else.
+    """
+    mean = clean[..., -1, :].mean(-2)
+    return np.asarray(mean / np.linalg.norm(mean, axis=-1, keepdims=True), np.float32)
 
 
-def embed_places(
-    embed: Embed, audio: TrialAudio, places: range, sir_db: float | None
-) -> NDArray[np.float32]:
-    """Embed the test sides of some utterances, `(utterance, view, dim)`."""
-    return np.stack([embed(test_side(audio, place, sir_db)) for place in places])
+def score(
+    views: Views, clean: Views, trials: Trials, cohort: NDArray[np.float32] | None = None
+) -> NDArray[np.float64]:
+    """Score trials `(trial,)` from test views and clean views, `(utterance, view, dim)` both.
 
-
-def score(views: Views, enrolment: Views, trials: Trials) -> NDArray[np.float64]:
-    """Score trials `(trial,)` from test views and clean views, `(utterance, view, dim)` both."""
+    With a cohort, unit vectors `(stranger, dim)`, each view's cosine is normalised by it (AS-norm)
+    before the largest is taken.
+    """
+    enrolled = enrol(clean[trials.enrolled])
+    of_enrolled = None if cohort is None else Cohort.of(enrolled @ cohort.T, NEAREST)
+    of_views = None if cohort is None else Cohort.of(views.swapaxes(0, 1) @ cohort.T, NEAREST)
     scores = []
     for first in range(0, len(trials.test), TRIALS_AT_ONCE):
         part = slice(first, first + TRIALS_AT_ONCE)
-        enrolled = enrolment[trials.enrolment[part], -1]
-        cosines = np.einsum("nd,nvd->nv", enrolled, views[trials.test[part]])
+        enrolment, test = trials.enrolment[part], trials.test[part]
+        cosines = np.einsum("nd,nvd->nv", enrolled[enrolment], views[test]).astype(np.float64)
+        if of_enrolled is not None and of_views is not None:
+            cosines = as_norm(cosines.T, of_enrolled, of_views, enrolment, test).T
         scores.append(cosines.max(-1))
-    return np.concatenate(scores).astype(np.float64)
+    return np.concatenate(scores)
 
 
 def scored(trials: Trials, scores: NDArray[np.float64]) -> ScoredTrials:
     """Join scores and labels for the metrics."""
     _, speaker = np.unique(trials.speakers, return_inverse=True)
-    return ScoredTrials(scores, trials.target, speaker[trials.enrolment], speaker[trials.test])
+    enrolled = speaker[trials.enrolled[:, 0]]
+    return ScoredTrials(scores, trials.target, enrolled[trials.enrolment], speaker[trials.test])
+
+
+def improvement_db(sources: Tensor, mixtures: Tensor, references: Tensor) -> Tensor:
+    """Return by how much SI-SNR is above the mixture's, in the mean over who speaks: `(mixture,)`.
+
+    Mixtures are `(mixture, time)`, sources and references `(mixture, slot, time)`, matched by the
+    best permutation; nan where nobody speaks.
+    """
+    _, assignment = best_permutation(pairwise_separation_loss(sources, references))
+    index = assignment.unsqueeze(-1).expand_as(sources)
+    before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references)
+    gains = si_snr_db(sources.gather(1, index), references) - before
+    speaks = references.square().mean(-1) >= SILENT
+    return gains.where(speaks, gains.new_tensor(float("nan"))).nanmean(-1)
 
 
 def decide(model: CSC, enrolment: Samples, test: Samples) -> tuple[float, dict[str, Any]]:

@@ -101,8 +101,9 @@ def _train_and_export(
     built = read_dataset(dataset)
     check_fits(built, config)
     catalogue, about = read_catalogue(store), built.about
-    for split in ("valid", "test"):  # what cannot be judged afterwards is not worth training
-        make_trials(catalogue, split, config.evaluate.trials, config.seed)
+    needed = {"valid": config.train.validate_on, "test": config.promote.guarded}
+    for split, names in needed.items():  # what cannot be judged afterwards is not worth training
+        make_trials(catalogue, split, config.evaluate.trials, config.seed).require(names)
     name = model_id(about, config)
     if not folder.exists(RUN_FILE):
         folder.put_json(RUN_FILE, registry.create_run(name, config, about))

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
-from csc_model.losses import SILENT, best_permutation, pairwise_separation_loss, si_snr_db
+from csc_model.losses import SILENT
 from csc_model.metrics import eer
 from csc_model.model import CSC
 from jobs.config import Config
-from jobs.scoring import embed_places, embed_with, score
+from jobs.scoring import embed_with, improvement_db, score
 from pipeline.loader import EpisodeLoader
 from pipeline.render import render
 from pipeline.shards import read_catalogue
+from pipeline.sides import TrialAudio, from_store
 from pipeline.storage import Folder
-from pipeline.trials import TrialAudio, make_trials
+from pipeline.trials import CLEAN, make_trials
 
 MIXTURE_BATCHES = 4
 
@@ -33,16 +33,6 @@ class Found(NamedTuple):
     improvement_db: float  # mean gain in SI-SNR over the mixture; nan where no slot is full
 
 
-def improvement_db(model: CSC, mixtures: Tensor, references: Tensor) -> Tensor:
-    """Return by how much each slot's SI-SNR is above the mixture's, in the mean: `(mixture,)`.
-
-    Mixtures are `(mixture, time)`, references `(mixture, slot, time)`, all of which speak.
-    """
-    least, _ = best_permutation(pairwise_separation_loss(model.sources(mixtures), references))
-    before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references).mean(-1)
-    return -least - before
-
-
 class Validator:
     """Measures a model on the speakers of the validation split."""
 
@@ -51,8 +41,10 @@ class Validator:
     ) -> None:
         trials = config.evaluate.trials
         self.trials = make_trials(read_catalogue(store), "valid", trials, config.seed)
-        self.audio = TrialAudio(store, self.trials)
-        self.conditions = list(trials.conditions.values())
+        self.conditions = [CLEAN, *(n for n in config.train.validate_on if n != CLEAN)]
+        self.own = range(rank, len(self.trials.utterances), world)
+        self.audio = TrialAudio(from_store(store), self.trials, self.own)
+        self.judged = [self.conditions.index(name) for name in config.train.validate_on]
         self.mixtures, self.rank, self.world = mixtures, rank, world
         self.separation_only = config.train.separation_only
 
@@ -66,17 +58,18 @@ class Validator:
 
     def _eer(self, model: CSC) -> float:
         embed = embed_with(model)
-        own = range(self.rank, len(self.audio.pcm), self.world)
-        views = [
-            self._whole(embed_places(embed, self.audio, own, sir_db)) for sir_db in self.conditions
+        own = [
+            np.stack([embed(self.audio.side(place, name).mixture) for place in self.own])
+            for name in self.conditions
         ]
-        clean = views[self.conditions.index(None)]
-        target = self.trials.target
-        return float(np.mean([eer(score(test, clean, self.trials), target) for test in views]))
+        clean, *_ = views = [self._whole(part) for part in own]
+        tests = [views[place] for place in self.judged]
+        rates = [eer(score(test, clean, self.trials), self.trials.target) for test in tests]
+        return float(np.mean(rates))
 
     def _whole(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
         """Put the ranks' embeddings, every `world`-th utterance each, in order."""
-        whole = np.empty((len(self.audio.pcm), *own.shape[1:]), np.float32)
+        whole = np.empty((len(self.trials.utterances), *own.shape[1:]), np.float32)
         for rank, part in enumerate(self._gather(own)):
             whole[rank :: self.world] = part
         return whole
@@ -98,7 +91,7 @@ class Validator:
             batch = batch.to(device)
             rendered = render(batch.sources, batch.gains_db, batch.rooms, bank)
             mixtures, references = (part.flatten(0, 1) for part in rendered)
-            gained = improvement_db(model, mixtures, references)
+            gained = improvement_db(model.sources(mixtures), mixtures, references)
             full = (references.square().mean(-1) > SILENT).all(-1)
             full &= ~batch.mixit.repeat_interleave(batch.pick.shape[1])  # no voice is known there
             gains.append(gained[full].cpu().numpy())

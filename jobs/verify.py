@@ -5,41 +5,53 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from csc_model.calibration import Calibration
 from csc_model.model import CSC
 from jobs.config import Config
 from jobs.console import say
-from jobs.registry import CHAMPION, Registry
+from jobs.registry import CHAMPION
 from jobs.scoring import decide
-from jobs.workspace import Workspace
+from jobs.workspace import registry_of
 from pipeline.audio import load
 from pipeline.errors import CscError
 from pipeline.shards import INDEX
 
 
-def verify(enrolment: str, test: str, model_uri: str | None, config: Config) -> None:
+def verify(enrolment: str, test: str, model_uri: str | None, prior: float, config: Config) -> None:
     """Score two files with a registered model, or a folder of one; print the answer.
+
+    `prior` is how probable one speaker is without hearing the files.
 
     Raises:
         CscError: a file cannot be used, or there is no such model.
     """
     clips = load(enrolment), load(test)
-    model, threshold, _ = load_verifier(
-        model_uri or f"models:/{config.mlflow.model}@{CHAMPION}", config
+    verifier = load_verifier(model_uri or f"models:/{config.mlflow.model}@{CHAMPION}", config)
+    score, details = decide(verifier.model, *clips)
+    probability = float(verifier.calibration.probability(np.array(score), prior))
+    say("same speaker" if probability >= 0.5 else "different speakers")
+    say(
+        f"  probability {probability:.1%}, if {prior:.0%} was expected before listening; score "
+        f"{score:.3f}, even odds at {verifier.threshold:.3f} (calibrated on validation trials)"
     )
-    score, details = decide(model, *clips)
-    say("same speaker" if score >= threshold else "different speakers")
-    say(f"  score {score:.3f}, threshold {threshold:.3f} (equal error rate on validation trials)")
     say(f"  best match in the second file: {details['view']}")
     active = ", ".join(f"{probability:.0%}" for probability in details["activity"])
     say(f"  somebody speaks in its slots: {active}")
 
 
 class Verifier(NamedTuple):
-    """A model with the score at which it decides, and its id."""
+    """A model with what its scores are worth, and its id."""
 
     model: CSC
-    threshold: float
+    calibration: Calibration
     model_id: str
+
+    @property
+    def threshold(self) -> float:
+        """The score that speaks for neither answer."""
+        return -self.calibration.offset / self.calibration.scale
 
 
 def load_verifier(model_uri: str, config: Config) -> Verifier:
@@ -58,7 +70,7 @@ def load_verifier(model_uri: str, config: Config) -> Verifier:
                 f"{model_uri}: {error}; name a version that csc registered, or a folder with its "
                 "`model` and `evaluation`"
             ) from error
-    return Verifier(model, float(about["threshold"]), str(about["model"]))
+    return Verifier(model, Calibration(**about["calibration"]), str(about["model"]))
 
 
 def artifacts_of(model_uri: str, config: Config, scratch: Path) -> Path:
@@ -69,7 +81,4 @@ def artifacts_of(model_uri: str, config: Config, scratch: Path) -> Path:
     """
     if Path(model_uri).is_dir():
         return Path(model_uri)
-    workspace = Workspace(config)
-    if config.mlflow.uri is None and not workspace.folder.exists("mlflow.db"):
-        raise CscError(f"{workspace.folder.uri} has no model yet: run csc run, or give --workspace")
-    return Registry(workspace.mlflow_uri, config).download(model_uri, scratch)
+    return registry_of(config).download(model_uri, scratch)

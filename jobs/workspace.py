@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.config import Config
+from jobs.registry import Registry
 from pipeline.errors import CscError
 from pipeline.storage import Folder
 
@@ -13,7 +14,7 @@ LOCK_FILE = ".lock"
 
 
 class Workspace:
-    """A folder with `utterances`, `mixtures`, `models` and `evaluations` below."""
+    """A folder with `utterances`, `mixtures`, `models`, `evaluations`, `embeddings` below."""
 
     def __init__(self, config: Config) -> None:
         self.folder = Folder.at(config.workspace)
@@ -21,6 +22,7 @@ class Workspace:
         self.mixtures = self.folder.child("mixtures")
         self.models = self.folder.child("models")
         self.evaluations = self.folder.child("evaluations")
+        self.embeddings = self.folder.child("embeddings")
         self._mlflow = config.mlflow.uri
 
     @property
@@ -71,3 +73,15 @@ class Workspace:
             yield
         finally:
             os.close(handle)
+
+
+def registry_of(config: Config) -> Registry:
+    """Return the registry of a workspace that has one.
+
+    Raises:
+        CscError: it has none yet.
+    """
+    workspace = Workspace(config)
+    if config.mlflow.uri is None and not workspace.folder.exists("mlflow.db"):
+        raise CscError(f"{workspace.folder.uri} has no model yet: run csc run, or give --workspace")
+    return Registry(workspace.mlflow_uri, config)

@@ -220,6 +220,11 @@ def to_pcm(samples: Samples) -> Pcm:
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2")
 
 
+def to_float(pcm: Pcm) -> Samples:
+    """Undo `to_pcm`, but for the rounding."""
+    return np.asarray(pcm * np.float32(1 / 32768), np.float32)
+
+
 def load(path: str | Path) -> Samples:
     """Read a local file as mono samples at SAMPLE_RATE_HZ.
 

@@ -1,94 +1,257 @@
 """Verification trials under interference: who is compared with whom, and what lies over the test.
 
-Enrolment is one clean utterance. The test side is another utterance, clean or with one interferer
-at a stated SIR. The same pairs serve every condition, and the interferer of a test utterance is
-never the enrolled speaker, so that nothing but the condition differs between two error rates.
+Enrolment is clean. The test side is another utterance under one of several conditions. The same
+pairs serve every condition, a test side has target and non-target trials or none, and whoever talks
+over it is nobody it is compared with: nothing but the voice tells them apart, and nothing
+but the condition two error rates.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from pipeline.audio import Pcm
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
-from pipeline.mixing import TARGET_LEVEL_DBFS
 from pipeline.schema import Strict, config_hash
-from pipeline.shards import read_pcm
-from pipeline.storage import Folder
 
-TRIALS_VERSION = 1
+TRIALS_VERSION = 2
 MIN_SPEAKERS = 5  # fewer give no interval
+MAX_RIVALS = 2
+CLEAN = "clean"
+NONE = -1
+Places = NDArray[np.int64]
+
+
+class Condition(Strict):
+    """What is done to the test side of a trial; nothing that is left out."""
+
+    interferers: int = Field(0, ge=0, le=MAX_RIVALS, description="who talk over all of it")
+    sir_db: float = Field(0.0, description="level of the target over that of all of them")
+    snr_db: float | None = Field(None, description="of a noise over all of it")
+    room: bool = Field(False, description="put into a room, interferers too")
+    seconds: float | None = Field(None, gt=0, description="that its middle is cut to")
+
+
+def _standard() -> dict[str, Condition]:
+    sirs = {f"sir_{sir_db}_db": float(sir_db) for sir_db in (10, 5, 0, -5)}
+    return {
+        CLEAN: Condition(),
+        **{name: Condition(interferers=1, sir_db=sir_db) for name, sir_db in sirs.items()},
+        "two_0_db": Condition(interferers=2, sir_db=0.0),
+        "noise_10_db": Condition(snr_db=10.0),
+        "noise_0_db": Condition(snr_db=0.0),
+        "room": Condition(room=True),
+        "short_2_s": Condition(seconds=2.0),
+        "short_1_s": Condition(seconds=1.0),
+    }
 
 
 class TrialConfig(Strict):
     """Which trials are made of a split."""
 
-    sir_db: list[float] = Field([5.0, 0.0], description="interfered conditions besides clean")
+    conditions: dict[str, Condition] = Field(
+        default_factory=_standard, description="by name; `clean`, the first, is as it is"
+    )
     utterances_per_speaker: int = Field(8, ge=2)
+    enrolment_utterances: int = Field(1, ge=1, description="whose mean vector enrols a speaker")
     nontargets_per_test: int = Field(200, ge=1)
+    same_gender_share: float = Field(
+        0.5, ge=0, le=1, description="of the non-targets, as far as genders are known"
+    )
 
-    @property
-    def conditions(self) -> dict[str, float | None]:
-        """Names of the conditions with their SIR, None for clean."""
-        return {"clean": None} | {f"sir_{sir_db:g}_db": sir_db for sir_db in self.sir_db}
+    @field_validator("conditions")
+    @classmethod
+    def _first_is_clean(cls, conditions: dict[str, Condition]) -> dict[str, Condition]:
+        if not conditions or next(iter(conditions)) != CLEAN:
+            raise ValueError(f"the first of the conditions is {CLEAN}, in which speakers enrol")
+        if conditions[CLEAN] != Condition():
+            raise ValueError(f"nothing is done to what is {CLEAN}: give it no keys")
+        bad = [name for name in conditions if not name.replace("-", "_").isidentifier()]
+        if bad:
+            raise ValueError(f"{bad[0]!r} cannot name a condition: use letters, digits, _ and -")
+        return conditions
 
 
 class Trials(NamedTuple):
-    """Pairs of places in `utterances`, and the interferer of each utterance when it is a test."""
+    """Pairs of an enrolled speaker and a test side, and what lies over each test side.
 
+    What is enrolled, and rivals, are places in `utterances`; `noise` and `room` are places in
+    `noises` and `rooms`, NONE where there are none.
+    """
+
+    conditions: dict[str, Condition]
+    skipped: dict[str, str]  # conditions that cannot be made of this data, and why
     utterances: pa.Table  # rows of the catalogue
-    interferer: NDArray[np.int64]  # (utterance,)
-    enrolment: NDArray[np.int64]  # (trial,)
-    test: NDArray[np.int64]  # (trial,)
+    noises: pa.Table
+    rooms: pa.Table
+    rivals: Places  # (utterance, MAX_RIVALS)
+    noise: Places  # (utterance,)
+    room: Places  # (utterance,)
+    enrolled: Places  # (enrolment, utterance)
+    enrolment: Places  # (trial,)
+    test: Places  # (trial,)
     target: NDArray[np.bool_]  # (trial,)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Assert that conditions can be made.
+
+        Raises:
+            CscError: one cannot; the message says why.
+        """
+        for name in names:
+            if name in self.skipped:
+                raise CscError(f"condition {name}: {self.skipped[name]}, or name other conditions")
 
     @property
     def speakers(self) -> NDArray[np.object_]:
+        """Return who speaks in each utterance."""
         return np.asarray(self.utterances["speaker_id"].to_pylist(), dtype=object)
 
-    def hash(self, config: TrialConfig) -> str:
-        """Return the hash of all that a score depends on besides the model."""
-        ids = self.utterances["utterance_id"].to_pylist()
-        pairs = [array.tolist() for array in (self.interferer, self.enrolment, self.test)]
-        return config_hash([TRIALS_VERSION, list(config.conditions), ids, pairs])
+    @property
+    def hash(self) -> str:
+        """The hash of all that a score depends on besides the model."""
+        ids = [
+            table["utterance_id"].to_pylist()
+            for table in (self.utterances, self.noises, self.rooms)
+        ]
+        drawn = (self.rivals, self.noise, self.room, self.enrolled, self.enrolment, self.test)
+        conditions = {name: its.model_dump() for name, its in self.conditions.items()}
+        return config_hash([TRIALS_VERSION, conditions, ids, [array.tolist() for array in drawn]])
 
 
 def make_trials(catalogue: pa.Table, split: str, config: TrialConfig, seed: int) -> Trials:
     """Make the trials of a split: all target pairs, and non-targets drawn for each test.
 
+    Conditions that need noise or rooms are left out where the split has none.
+
     Raises:
         CscError: the split has fewer than MIN_SPEAKERS speakers, or none with two utterances.
     """
-    rows = catalogue.filter(
-        pc.and_(pc.equal(catalogue["split"], split), pc.equal(catalogue["kind"], "speech"))
-    ).sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
-    places = _first_of_each(rows["speaker_id"].to_pylist(), config.utterances_per_speaker)
-    rows = rows.take(pa.array(places, pa.int64()))
-    speakers = np.asarray(rows["speaker_id"].to_pylist(), dtype=object)
-    distinct, count = np.unique(speakers, return_counts=True)
-    if len(distinct) < MIN_SPEAKERS or max(count) < 2:
-        raise CscError(
-            f"split {split!r} has {len(distinct)} speaker(s); trials need {MIN_SPEAKERS}, one of "
-            "them with two utterances: add recordings, or raise its share in ingest.splits"
-        )
-    interferer, pairs = [], []
-    for test, speaker in enumerate(speakers):
+    rows = catalogue.filter(pc.equal(catalogue["split"], split))
+    rows = rows.sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
+    speech, noises, rooms = (
+        rows.filter(pc.equal(rows["kind"], kind)) for kind in ("speech", "noise", "room")
+    )
+    first = _first_of_each(speech["speaker_id"].to_pylist(), config.utterances_per_speaker)
+    return trials_of(speech.take(pa.array(first, pa.int64())), noises, rooms, split, config, seed)
+
+
+def trials_of(
+    utterances: pa.Table,
+    noises: pa.Table,
+    rooms: pa.Table,
+    split: str,
+    config: TrialConfig,
+    seed: int,
+) -> Trials:
+    """Make the trials of utterances that are sorted by speaker; see `make_trials`."""
+    voices = _Voices.of(utterances, split, config.enrolment_utterances)
+    kinds = {"noise": len(noises), "room": len(rooms)}
+    conditions, skipped = _possible(config.conditions, kinds, split)
+    rivals, over = [], []
+    pairs: list[tuple[int, int]] = []
+    for test in range(len(utterances)):
         draws = Draws(stream_key(seed, "trials", split), test)
-        strangers = np.flatnonzero(speakers != speaker)
-        rival = int(strangers[draws.below(len(strangers))])
-        interferer.append(rival)
-        pairs += [(enrolment, test) for enrolment in _own(rows, speakers, test)]
-        others = np.flatnonzero((speakers != speaker) & (speakers != speakers[rival]))
-        chosen = draws.distinct(len(others), min(len(others), config.nontargets_per_test))
-        pairs += [(int(others[place]), test) for place in sorted(chosen)]
-    enrolment_of, test_of = np.array(pairs).T
-    same = speakers[enrolment_of] == speakers[test_of]
-    return Trials(rows, np.array(interferer), enrolment_of, test_of, same.astype(bool))
+        rivals.append(voices.rivals(test, draws))
+        over.append([draws.below(count) if count else NONE for count in kinds.values()])
+        own = voices.own(test)
+        others = voices.others(test, rivals[-1], draws, config) if own else []
+        pairs += [(number, test) for number in (*own, *others)]
+    noise_of, room_of = np.array(over, np.int64).T
+    enrolment, test_of = np.array(pairs, np.int64).T
+    speaker = voices.speaker
+    target = speaker[voices.enrolled[enrolment, 0]] == speaker[test_of]
+    return Trials(
+        conditions,
+        skipped,
+        utterances,
+        noises,
+        rooms,
+        np.array(rivals, np.int64),
+        noise_of,
+        room_of,
+        voices.enrolled,
+        enrolment,
+        test_of,
+        target,
+    )
+
+
+def _possible(
+    conditions: Mapping[str, Condition], kinds: Mapping[str, int], split: str
+) -> tuple[dict[str, Condition], dict[str, str]]:
+    """Part conditions into those that can be made, and those that cannot with the reason."""
+    skipped = {}
+    for name, condition in conditions.items():
+        needed = {"noise": condition.snr_db is not None, "room": condition.room}
+        for kind, is_needed in needed.items():
+            if is_needed and not kinds[kind]:
+                skipped[name] = f"split {split!r} has no {kind}: ingest some"
+    return {name: its for name, its in conditions.items() if name not in skipped}, skipped
+
+
+class _Voices(NamedTuple):
+    """Who speaks, as trials are drawn from."""
+
+    speaker: Places  # (utterance,), a number
+    gender: NDArray[np.object_]  # (utterance,), empty where unknown
+    session: NDArray[np.object_]  # (utterance,)
+    enrolled: Places  # (enrolment, utterance)
+
+    @classmethod
+    def of(cls, utterances: pa.Table, split: str, together: int) -> "_Voices":
+        names, gender, session = (
+            np.asarray(utterances[name].to_pylist(), dtype=object)
+            for name in ("speaker_id", "gender", "session_id")
+        )
+        distinct, speaker, count = np.unique(names, return_inverse=True, return_counts=True)
+        if len(distinct) < MIN_SPEAKERS or max(count) < 1 + together:
+            raise CscError(
+                f"split {split!r} has {len(distinct)} speaker(s); trials need {MIN_SPEAKERS}, one "
+                f"of them with {1 + together} utterances: add recordings, or raise its share in "
+                "ingest.splits"
+            )
+        groups = [
+            own[first : first + together]
+            for own in (np.flatnonzero(speaker == number) for number in range(len(distinct)))
+            for first in range(0, len(own) - together + 1, together)
+        ]
+        return cls(speaker, gender, session, np.stack(groups))
+
+    def rivals(self, test: int, draws: Draws) -> list[int]:
+        """Draw utterances of MAX_RIVALS different speakers who are not the test's."""
+        chosen: list[int] = []
+        for _ in range(MAX_RIVALS):
+            known = self.speaker[[test, *chosen]]
+            strangers = np.flatnonzero(~np.isin(self.speaker, known))
+            chosen.append(int(strangers[draws.below(len(strangers))]))
+        return chosen
+
+    def own(self, test: int) -> list[int]:
+        """Return the same speaker's enrolments, of other sessions where there are any."""
+        mine = self.speaker[self.enrolled[:, 0]] == self.speaker[test]
+        without = mine & ~(self.enrolled == test).any(1)
+        apart = without & (self.session[self.enrolled] != self.session[test]).all(1)
+        return [int(number) for number in np.flatnonzero(apart if apart.any() else without)]
+
+    def others(self, test: int, rivals: list[int], draws: Draws, config: TrialConfig) -> list[int]:
+        """Draw enrolments of speakers who are not heard in the test side, of both genders."""
+        heard = self.speaker[[test, *rivals]]
+        first = self.enrolled[:, 0]
+        strange = ~np.isin(self.speaker[first], heard)
+        alike = strange & (self.gender[first] == self.gender[test]) & (self.gender[test] != "")
+        same, rest = np.flatnonzero(alike), np.flatnonzero(strange & ~alike)
+        count = min(len(same) + len(rest), config.nontargets_per_test)
+        share = config.same_gender_share if len(same) else 0.0
+        few = max(count - len(rest), min(len(same), round(share * count)))
+        chosen = [int(same[place]) for place in draws.distinct(len(same), few)]
+        chosen += [int(rest[place]) for place in draws.distinct(len(rest), count - few)]
+        return sorted(chosen)
 
 
 def _first_of_each(keys: list[str], most: int) -> list[int]:
@@ -99,47 +262,3 @@ def _first_of_each(keys: list[str], most: int) -> list[int]:
         if run < most:
             places.append(place)
     return places
-
-
-def _own(rows: pa.Table, speakers: NDArray[np.object_], test: int) -> list[int]:
-    """Return the same speaker's other utterances, of another session where there is one."""
-    own = np.flatnonzero(speakers == speakers[test])
-    others = [int(place) for place in own if place != test]
-    sessions = rows["session_id"].to_pylist()
-    apart = [place for place in others if sessions[place] != sessions[test]]
-    return apart or others
-
-
-class TrialAudio:
-    """The utterances of some trials in memory, and the test mixtures made of them."""
-
-    def __init__(self, store: Folder, trials: Trials) -> None:
-        places = list(
-            zip(
-                trials.utterances["shard"].to_pylist(),
-                trials.utterances["row"].to_pylist(),
-                strict=True,
-            )
-        )
-        wanted: dict[int, list[int]] = {}
-        for shard, row in places:
-            wanted.setdefault(shard, []).append(row)
-        audio = read_pcm(store, wanted)
-        self.pcm = [audio[place] for place in places]
-        self.gain_db = TARGET_LEVEL_DBFS - trials.utterances["level_dbfs"].to_numpy()
-        self.interferer = trials.interferer
-
-    def sources(self, place: int, sir_db: float | None) -> tuple[Pcm, NDArray[np.float32]]:
-        """Return the test side of an utterance for `render`: sources and gains.
-
-        Shapes `(slot, time)` and `(slot,)` with slots target, interferer, noise (always empty). The
-        interferer is repeated or cut to the length of the target: the overlap is full.
-        """
-        target, rival = self.pcm[place], int(self.interferer[place])
-        sources = np.zeros((3, len(target)), "<i2")
-        gains_db = np.full(3, -np.inf, np.float32)
-        sources[0], gains_db[0] = target, self.gain_db[place]
-        if sir_db is not None:
-            sources[1] = np.resize(self.pcm[rival], len(target))
-            gains_db[1] = self.gain_db[rival] - sir_db
-        return sources, gains_db

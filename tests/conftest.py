@@ -1,6 +1,9 @@
 """Small real things for tests: speech, corpora on disk, a store, a dataset."""
 
 import functools
+import signal
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -142,3 +145,22 @@ def s3() -> Iterator[str]:
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="lake")
         yield "s3://lake/work"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which `csc run` was killed in mid-training and then went through."""
+    from tests.whole_run import SNAPSHOTS, command, csc
+
+    root = tmp_path_factory.mktemp("workspace")
+    first = subprocess.Popen(command("run", root), stdout=subprocess.DEVNULL)
+    # A checkpoint counts once Ray's controller has written it down.
+    while not any('"checkpoint_dir_name"' in path.read_text() for path in root.glob(SNAPSHOTS)):
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = csc("run", root)
+    assert second.returncode == 0, second.stderr
+    (root / "said.txt").write_text(second.stdout)
+    return root

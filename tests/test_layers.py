@@ -19,7 +19,7 @@ RANKS = [
     {"mixing", "planning", "rooms", "episodes", "plan", "summary"},
     {"lines", "remix"},
     {"loader", "trials", "ingest", "build"},
-    {"audit", "exchange"},
+    {"audit", "exchange", "sides"},
     {"store"},
     {"forget"},
 ]

@@ -9,11 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -22,118 +20,31 @@ from safetensors.torch import load_file
 
 import csc_model
 from csc_model.saving import WEIGHTS_FILE
-from jobs.config import Config, load_config
-from jobs.evaluate import Evaluated, evaluate
+from jobs.config import load_config
 from jobs.interrupt import Interrupt
-from jobs.promote import promote, register
 from jobs.registry import CHALLENGER, CHAMPION, Registry
 from jobs.run import refined
-from jobs.train import RAY_FOLDER, SNAPSHOT, Trained
 from jobs.workspace import Workspace
 from pipeline.audio import load as load_audio
 from pipeline.build import build, dataset_id
-from pipeline.corpora import SAMPLE
 from pipeline.errors import CscError
-from pipeline.shards import encode
 from pipeline.storage import Folder
 from tests.conftest import make_store, serially, shard_hashes, voice, write_corpus
-
-
-def toml(value: Any) -> str:
-    """Write lists, tables and strings as TOML on one line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}={toml(one)}' for key, one in value.items())}}}"
-    return f"'{value}'"
-
-
-IGNORED = [f"soc{digit}*/**" for digit in range(2, 10)]  # a third of the speakers is left
-CORPORA = [
-    {
-        "name": "speechocean762",
-        "root": "sample:speechocean762",
-        "pattern": "{speaker}/*.opus",
-        "ignore": [*IGNORED, "manifest.csv"],
-    },
-    {"name": "esc10", "root": "sample:esc10", "kind": "noise", "manifest": "manifest.csv"},
-]
-SMALL = [
-    f"ingest.corpora={toml(CORPORA)}",
-    "ingest.splits={valid_share=0.25,test_share=0.25}",
-    "ingest.source_mb_per_shard=1.0",
-    "build.train_episodes=64",
-    "build.valid_episodes=16",
-    "build.shard_mb=1.6",
-    "build.episodes_per_group=4",
-    "build.mixing.seconds=0.5",
-    "model.frontend='conv'",
-    "model.window=128",
-    "model.hop=64",
-    "model.num_bins=32",
-    "model.trunk='galr'",
-    "model.channels=16",
-    "model.hidden=16",
-    "model.shared_blocks=1",
-    "model.separation_blocks=1",
-    "model.speaker_blocks=1",
-    "model.embedding_dim=32",
-    "train.steps=12",
-    "train.batch_size=8",
-    "train.validate_every=4",
-    "evaluate.trials.utterances_per_speaker=2",
-    "evaluate.trials.nontargets_per_test=10",
-    "evaluate.bootstrap_replicates=100",
-]
-SNAPSHOTS = f"models/*/{RAY_FOLDER}/{SNAPSHOT}"
-CSC = str(Path(sys.executable).parent / "csc")
-PAIR = sorted(str(path) for path in SAMPLE.glob("speechocean762/soc0005/*"))[:2]
-
-
-def command(name: str, workspace: Path, *more: str) -> list[str]:
-    settings = [word for text in SMALL for word in ("--set", text)]
-    return [CSC, name, "--workspace", str(workspace), *settings, *more]
-
-
-def csc(name: str, workspace: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(name, workspace, *more), capture_output=True, text=True, check=False
-    )
-
-
-def configured(workspace: Path) -> Config:
-    return load_config("demo", [*SMALL, f"workspace='{workspace}'"])
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which `csc run` was killed in mid-training and then went through."""
-    root = tmp_path_factory.mktemp("workspace")
-    first = subprocess.Popen(command("run", root), stdout=subprocess.DEVNULL)
-    # A checkpoint counts once Ray's controller has written it down.
-    while not any('"checkpoint_dir_name"' in path.read_text() for path in root.glob(SNAPSHOTS)):
-        assert first.poll() is None
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    second = csc("run", root)
-    assert second.returncode == 0, second.stderr
-    (root / "said.txt").write_text(second.stdout)
-    return root
-
-
-def only(folder: Path) -> Folder:
-    (found,) = folder.iterdir()
-    return Folder.at(found)
-
-
-def store_in(workspace: Path) -> Folder:
-    return only(workspace / "utterances").child("generation-00001")
+from tests.whole_run import (
+    CSC,
+    PAIR,
+    command,
+    configured,
+    csc,
+    only,
+    registry_of,
+    store_in,
+)
 
 
 def test_a_run_says_what_it_made_and_what_to_try(workspace: Path) -> None:
     said = (workspace / "said.txt").read_text()
-    assert re.search(r"csc +│ .*\d\.\d \[", said)
+    assert re.search(r"clean +│ +\d+\.\d \[", said)
     for word in ("untrained", "mfcc", "clean", "sir_5_db", "sir_0_db", "champion, it is the first"):
         assert word in said
     assert len(re.findall(r"^  (csc verify|csc run|mlflow ui) ", said, re.MULTILINE)) == 3
@@ -187,19 +98,17 @@ def test_the_evaluation_is_complete(workspace: Path) -> None:
     assert {(row["system"], row["condition"]) for row in index["results"]} == {
         (system, condition)
         for system in ("csc", "untrained", "mfcc")
-        for condition in ("clean", "sir_5_db", "sir_0_db")
+        for condition in ("clean", "sir_5_db", "sir_0_db", "noise_0_db")
     }
     for row in index["results"]:
         assert 0 < row["eer"]["low"] <= row["eer"]["value"] <= row["eer"]["high"] < 0.6
-        assert 0 < row["min_dcf"] <= 1
+        assert 0 < row["min_dcf_0.01"] <= 1
+        assert row["act_dcf_0.05"] >= row["min_dcf_0.05"] > 0
+        assert 0 < row["cllr"] < 2
+    assert set(index["improvement_db"]) == {"sir_5_db", "sir_0_db"}
     assert evaluation.read("det.png").startswith(b"\x89PNG")
     scores = pq.read_table(evaluation.open_input("scores.parquet"))
     assert len(scores) == index["trials"]["count"]
-
-
-def registry_of(workspace: Path) -> Registry:
-    config = configured(workspace)
-    return Registry(Workspace(config).mlflow_uri, config)
 
 
 def test_a_schedule_is_refined_from_what_a_run_logged(workspace: Path) -> None:
@@ -284,61 +193,6 @@ def test_verify_refuses_what_it_cannot_hear(workspace: Path, tmp_path: Path) -> 
     answer = csc_verify(tmp_path / "nothing", *PAIR)
     assert answer.returncode == 1
     assert "has no model yet" in answer.stderr
-
-
-def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path) -> None:
-    """The scores of two further versions are made; registry and gate are the real ones."""
-    registry, config = registry_of(workspace), configured(workspace)
-    model, evaluation = only(workspace / "models"), only(workspace / "evaluations")
-    trained = Trained(model, model.read_json("index.json"))
-    about = evaluation.read_json("index.json")
-    first = registry.by_alias(CHAMPION)
-    assert first is not None
-    verdicts = []
-    for shift in (-1.0, 1.0):
-        scores = pq.read_table(evaluation.open_input("scores.parquet"))
-        for condition in config.promote.guarded:
-            name = f"csc.{condition}"
-            moved = scores[name].to_numpy() + shift * scores["target"].to_numpy()
-            scores = scores.set_column(scores.column_names.index(name), name, pa.array(moved))
-        folder = Folder.at(workspace.parent / f"shift{shift}")
-        for file in ("index.json", "det.png"):
-            folder.put(file, evaluation.read(file))
-        folder.put("scores.parquet", encode(scores, 1 << 16))
-        run_id = registry.create_run(f"shift{shift}", config, about | {"store": "s"})
-        again = Trained(model, trained.about | {"run": run_id})
-        version, new = register(again, Evaluated(folder, about), registry)
-        assert new
-        store = store_in(workspace)
-        verdicts.append((version, promote(registry, store, config, lambda *_: None)))
-    (worse, refusal), (better, promotion) = verdicts
-    assert not refusal.promoted
-    assert f"worse than version {first.number}" in refusal.why
-    assert refusal.differences["clean"]["low"] > 0
-    assert promotion.promoted
-    champion = registry.by_alias(CHAMPION)
-    assert champion is not None
-    assert champion.number == better.number != worse.number
-    assert champion.tags["csc.promoted_from"] == first.number
-
-
-def test_a_champion_of_other_trials_is_scored_on_the_challengers(workspace: Path) -> None:
-    registry, store = registry_of(workspace), store_in(workspace)
-    model = only(workspace / "models")
-    config = load_config(
-        "demo",
-        [*SMALL, f"workspace='{workspace}'", "evaluate.trials.nontargets_per_test=7"],
-    )
-    about = model.read_json("index.json")
-    run_id = registry.create_run("again", config, {"id": about["dataset"], "store": "s"})
-    trained = Trained(model, about | {"run": run_id})
-    folder = Folder.at(workspace.parent / "other-trials")
-    evaluated = evaluate(folder, store, trained, config, lambda *_: None)
-    version, _ = register(trained, evaluated, registry)
-    decision = promote(registry, store, config, lambda *_: None)
-    assert decision.promoted
-    assert decision.version.number == version.number
-    assert all(gap["value"] == 0 for gap in decision.differences.values())
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.errors import CscError
-from pipeline.mixing import TARGET_LEVEL_DBFS
 from pipeline.schema import CATALOGUE
 from pipeline.shards import read_catalogue
 from pipeline.storage import Folder
-from pipeline.trials import TrialAudio, TrialConfig, Trials, make_trials
+from pipeline.trials import CLEAN, NONE, Condition, TrialConfig, Trials, make_trials
 
 CONFIG = TrialConfig(utterances_per_speaker=3, nontargets_per_test=5)
 
@@ -27,46 +26,94 @@ def trials(catalogue: pa.Table) -> Trials:
 
 def test_trials_are_well_formed(trials: Trials) -> None:
     speakers = trials.speakers
-    enrolment, test = speakers[trials.enrolment], speakers[trials.test]
+    enrolment = speakers[trials.enrolled[trials.enrolment, 0]]
+    test = speakers[trials.test]
     assert np.array_equal(trials.target, enrolment == test)
-    assert not (trials.enrolment == trials.test).any()
+    assert not (trials.enrolled[trials.enrolment] == trials.test[:, None]).any()
     pairs = set(zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True))
     assert len(pairs) == len(trials.test)
-    rival = speakers[trials.interferer[trials.test]]
-    assert not (rival == test).any()
-    assert not (rival == enrolment).any()
+    for rival in speakers[trials.rivals[trials.test]].T:
+        assert not (rival == test).any()
+        assert not (rival == enrolment).any()
+    one, other = speakers[trials.rivals].T
+    assert not (one == other).any()
     counts = np.bincount(trials.test[~trials.target])
     assert counts.max() == CONFIG.nontargets_per_test
 
 
-def test_only_speakers_of_the_split_take_part(trials: Trials, catalogue: pa.Table) -> None:
+def test_a_test_side_has_trials_of_both_kinds_or_none(trials: Trials) -> None:
+    targets = set(trials.test[trials.target].tolist())
+    assert targets == set(trials.test[~trials.target].tolist())
+
+
+def test_half_of_the_nontargets_are_of_one_gender(catalogue: pa.Table) -> None:
+    speaker = catalogue["speaker_id"].to_pylist()
+    genders = pa.array(["fm"[sum(map(ord, name)) % 2] for name in speaker])
+    known = catalogue.set_column(catalogue.column_names.index("gender"), "gender", genders)
+    trials = make_trials(known, "test", TrialConfig(nontargets_per_test=4), seed=1)
+    gender = np.asarray(trials.utterances["gender"].to_pylist())
+    same = gender[trials.enrolled[trials.enrolment, 0]] == gender[trials.test]
+    for test in np.unique(trials.test):
+        mine = (trials.test == test) & ~trials.target
+        assert mine.sum() == 4
+        assert same[mine].sum() == 2
+    assert same[trials.target].all()
+
+
+def test_several_utterances_enrol_together(catalogue: pa.Table) -> None:
+    config = TrialConfig(enrolment_utterances=2, nontargets_per_test=5)
+    trials = make_trials(catalogue, "test", config, seed=1)
+    speakers = trials.speakers[trials.enrolled]
+    assert trials.enrolled.shape[1] == 2
+    assert np.array_equal(speakers[:, 0], speakers[:, 1])
+    assert not (trials.enrolled[:, 0] == trials.enrolled[:, 1]).any()
+    assert not (trials.enrolled[trials.enrolment] == trials.test[:, None]).any()
+    assert trials.target.any()
+
+
+def test_conditions_that_lack_their_noise_are_left_out_and_said(catalogue: pa.Table) -> None:
+    speech = catalogue.filter(pc.equal(catalogue["kind"], "speech"))
+    trials = make_trials(speech, "test", CONFIG, seed=1)
+    assert set(trials.skipped) == {"noise_10_db", "noise_0_db", "room"}
+    assert set(trials.conditions) == set(CONFIG.conditions) - set(trials.skipped)
+    assert (trials.noise == NONE).all()
+    trials.require([CLEAN, "two_0_db"])
+    with pytest.raises(CscError, match="noise_0_db: split 'test' has no noise: ingest some"):
+        trials.require([CLEAN, "noise_0_db"])
+
+
+def test_only_what_is_of_the_split_takes_part(trials: Trials, catalogue: pa.Table) -> None:
     train = catalogue.filter(pc.not_equal(catalogue["split"], "test"))
+    for table, kind in ((trials.utterances, "speech"), (trials.noises, "noise")):
+        assert set(table["kind"].to_pylist()) == {kind}
+        assert not set(table["utterance_id"].to_pylist()) & set(train["utterance_id"].to_pylist())
     assert not set(trials.speakers) & set(train["speaker_id"].to_pylist())
-    assert set(trials.utterances["kind"].to_pylist()) == {"speech"}
 
 
 def test_trials_depend_on_seed_and_data_alone(catalogue: pa.Table, trials: Trials) -> None:
     order = np.random.default_rng(0).permutation(len(catalogue))
-    again = make_trials(catalogue.take(order), "test", CONFIG, seed=1)
-    assert again.hash(CONFIG) == trials.hash(CONFIG)
-    assert make_trials(catalogue, "test", CONFIG, seed=2).hash(CONFIG) != trials.hash(CONFIG)
-    louder = TrialConfig(sir_db=[5.0], utterances_per_speaker=3, nontargets_per_test=5)
-    assert trials.hash(louder) != trials.hash(CONFIG)
+    assert make_trials(catalogue.take(order), "test", CONFIG, seed=1).hash == trials.hash
+    assert make_trials(catalogue, "test", CONFIG, seed=2).hash != trials.hash
+    conditions = CONFIG.conditions | {"room": Condition(room=True, seconds=1.0)}
+    assert make_trials(catalogue, "test", CONFIG, seed=1).hash == trials.hash
+    noisier = CONFIG.conditions | {"noise_0_db": Condition(snr_db=-1.0)}
+    for changed in (conditions, noisier):
+        config = CONFIG.model_copy(update={"conditions": changed})
+        made = make_trials(catalogue, "test", config, seed=1)
+        assert (made.hash == trials.hash) == (changed is conditions)  # there is no room to put in
 
 
-def test_the_test_side_has_the_asked_sir(store: Folder, trials: Trials) -> None:
-    audio = TrialAudio(store, trials)
-    levels = trials.utterances["level_dbfs"].to_numpy()
-    for place in range(0, len(audio.pcm), 5):
-        clean, gains_db = audio.sources(place, None)
-        assert np.array_equal(clean[0], audio.pcm[place])
-        assert not clean[1:].any()
-        assert np.isinf(gains_db[1:]).all()
-        mixed, gains_db = audio.sources(place, 5.0)
-        assert mixed[1].any()
-        assert levels[place] + gains_db[0] == pytest.approx(TARGET_LEVEL_DBFS, abs=1e-3)
-        rival = levels[trials.interferer[place]] + gains_db[1]
-        assert rival == pytest.approx(TARGET_LEVEL_DBFS - 5, abs=1e-3)
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        ({"sir_0_db": Condition(interferers=1)}, "first of the conditions is clean"),
+        ({"clean": Condition(room=True)}, "nothing is done to what is clean"),
+        ({"clean": Condition(), "a.b": Condition()}, "cannot name a condition"),
+    ],
+)
+def test_conditions_are_checked(conditions: dict[str, Condition], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrialConfig(conditions=conditions)
 
 
 def test_a_split_without_speakers_is_refused(catalogue: pa.Table) -> None:

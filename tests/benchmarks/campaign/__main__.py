@@ -56,7 +56,7 @@ def run(name: str, seed: int, given: Given) -> None:
             cost += json.loads((folder / "cost.json").read_text())["core_s"]
         assert folder is not None, "every system has a stage"
         embed, model = csc_embed(folder)
-        improvement = {split: judges[split].improvement_db(model, 0.0) for split in SPLITS}
+        improvement = {split: judges[split].improvement_db(model) for split in SPLITS}
     elif name in PEERS:
         config = configured(Stage("wild", PEER_STEPS), seed, given)
         if not (root / "cost.json").exists():

@@ -1,6 +1,7 @@
 """Scores of trained systems on valid and test, and the table that is made of them."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +17,13 @@ from csc_model.mfcc import mfcc_statistics
 from csc_model.model import CSC
 from jobs.config import Config
 from jobs.datasets import find_dataset
-from jobs.scoring import Embed, Samples, embed_with, score, scored, test_side
-from jobs.validation import improvement_db
+from jobs.scoring import Embed, Samples, embed_with, improvement_db, score, scored
 from pipeline.loader import EpisodeLoader
 from pipeline.render import render
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.shards import read_catalogue
-from pipeline.trials import TrialAudio, Trials, make_trials
+from pipeline.sides import Side, TrialAudio, from_store
+from pipeline.trials import CLEAN, Trials, make_trials
 from tests.benchmarks.campaign.training import NETWORK_FILE, new_peer
 
 SPLITS = ("valid", "test")
@@ -43,33 +44,29 @@ class Judge(NamedTuple):
         store = find_dataset(None, config).store
         assert store is not None, "prepare builds both from one store"
         trials = make_trials(read_catalogue(store), split, config.evaluate.trials, config.seed)
-        return cls(config, trials, TrialAudio(store, trials))
+        return cls(config, trials, TrialAudio(from_store(store), trials))
+
+    def sides(self, condition: str) -> Iterator[Side]:
+        """Render all test sides under a condition."""
+        for place in range(len(self.trials.utterances)):
+            yield self.audio.side(place, condition)
 
     def scores(self, embed: Embed) -> Scores:
         """Score as `csc evaluate` does."""
-        conditions = self.config.evaluate.trials.conditions
         views = {
-            name: np.stack(
-                [embed(test_side(self.audio, place, sir_db)) for place in range(self.utterances)]
-            )
-            for name, sir_db in conditions.items()
+            name: np.stack([embed(side.mixture) for side in self.sides(name)])
+            for name in self.trials.conditions
         }
-        return {name: score(views[name], views["clean"], self.trials) for name in conditions}
-
-    @property
-    def utterances(self) -> int:
-        return len(self.audio.pcm)
+        return {name: score(views[name], views[CLEAN], self.trials) for name in views}
 
     @torch.inference_mode()
-    def improvement_db(self, model: CSC, sir_db: float) -> float:
-        """Return the mean gain in SI-SNR over both voices of all test mixtures."""
+    def improvement_db(self, model: CSC) -> float:
+        """Return the mean gain in SI-SNR over both voices at 0 dB."""
         gains = []
-        for place in range(self.utterances):
-            sources, gains_db = (
-                torch.from_numpy(part) for part in self.audio.sources(place, sir_db)
-            )
-            rendered = render(sources[None, None], gains_db[None, None])
-            gains.append(float(improvement_db(model, rendered.mixtures[0], rendered.references[0])))
+        for side in self.sides("sir_0_db"):
+            mixture = torch.from_numpy(side.mixture)[None]
+            references = torch.from_numpy(side.voices[None, : model.config.num_slots])
+            gains.append(float(improvement_db(model.sources(mixture), mixture, references)))
         return float(np.mean(gains))
 
 
@@ -129,8 +126,10 @@ def table(root: Path, judges: dict[str, Judge], replicates: int) -> str:
 
     Beside each, in brackets, is the 95 % interval; the ratio is to the same mean of ECAPA-TDNN.
     """
-    lines = ["| system | seeds | core-s | split | clean | +5 dB | 0 dB | SI-SNRi at 0 dB |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    conditions = next(iter(judges.values())).trials.conditions
+    names = " | ".join(conditions)
+    lines = [f"| system | seeds | core-s | split | {names} | SI-SNRi at 0 dB |"]
+    lines.append("|---" * (5 + len(conditions)) + "|")
     systems = sorted({path.parent.parent for path in root.glob("*/*/test.json")})
     for split, judge in judges.items():
         count = len(set(judge.trials.speakers))
@@ -159,7 +158,7 @@ def _replicates(
     rates, replicates = [], []
     for file in files:
         scores = load_file(file)
-        values = [scores[name] for name in judge.config.evaluate.trials.conditions]
+        values = [scores[name] for name in judge.trials.conditions]
         rates.append([metrics.eer(one, judge.trials.target) for one in values])
         replicates.append(
             [metrics.eer_replicates(scored(judge.trials, one), draws) for one in values]
@@ -169,7 +168,7 @@ def _replicates(
 
 def _row(system: Path, split: str, found: Replicated | None, peer: Replicated | None) -> str:
     if found is None:
-        return f"| {system.name} | 0 | | {split} | | | | |"
+        return f"| {system.name} | 0 | | {split} |"
     about = [json.loads(path.read_text()) for path in sorted(system.glob(f"*/{split}.json"))]
     cells = []
     for condition, (rate, replicates) in enumerate(zip(found.rates, found.replicates, strict=True)):

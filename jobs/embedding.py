@@ -1,0 +1,176 @@
+"""Embeddings of test sides by many systems, computed once and kept: a file for a chunk of them.
+
+A file is named by the test sides it holds and lies in the folder of what heard them, so whoever
+scores the same model on the same sides again, or goes on after a kill, finds it. Chunks are tasks:
+a loop here does them, or Ray wherever there are processors.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from csc_model.model import CONFIG_FILE, CSC, WEIGHTS_FILE
+from jobs.scoring import Embed, Views, embed_mfcc, embed_with, improvement_db
+from pipeline.audio import to_float
+from pipeline.schema import Runner, Task, config_hash, content_id, of_split
+from pipeline.shards import read_catalogue
+from pipeline.sides import Side, TrialAudio, from_store, side_id
+from pipeline.storage import Folder
+from pipeline.trials import Condition, TrialConfig, Trials, make_trials
+
+PLACES_PER_TASK = 64
+MFCC = "mfcc"
+MFCC_ID = "mfcc-1"
+
+
+class System(NamedTuple):
+    """Something that embeds, by the name it has in tables and the id of what it is."""
+
+    name: str
+    id: str
+
+
+class Heard(NamedTuple):
+    """What a system makes of all utterances under one condition."""
+
+    views: Views  # (utterance, view, dim), the unseparated view last
+    improvement_db: NDArray[np.float32]  # (utterance,), gain in SI-SNR; nan where nobody interferes
+
+
+class Embeddings:
+    """The embeddings that lie in a folder, and the way to further ones."""
+
+    def __init__(self, folder: Folder, store: Folder, split: str, config: TrialConfig, seed: int):
+        self.folder, self.store = folder, store
+        self.told = {
+            "cache": folder.uri,
+            "store": store.uri,
+            "split": split,
+            "trials": config.model_dump_json(),
+            "seed": seed,
+        }
+        self.trials = make_trials(read_catalogue(store), split, config, seed)
+        self._wanted = np.unique(
+            np.concatenate([self.trials.enrolled.ravel(), self.trials.test])
+        ).tolist()
+
+    def add_model(self, name: str, model: Path) -> System:
+        """Put a model where every worker finds it, and return it as a system."""
+        weights, config = ((model / file).read_bytes() for file in (WEIGHTS_FILE, CONFIG_FILE))
+        system = System(name, content_id(config + weights))
+        folder = self.folder.child(system.id)
+        if not folder.exists(CONFIG_FILE):
+            folder.put(WEIGHTS_FILE, weights)
+            folder.put(CONFIG_FILE, config)
+        return system
+
+    def hear(self, systems: Sequence[System], run: Runner, device: str = "auto") -> None:
+        """Embed what is not there yet of all test sides."""
+        tasks = [task | {"device": device} for system in systems for task in self._missing(system)]
+        run(tasks, embed_sides)
+
+    def _chunks(self) -> Iterator[list[int]]:
+        for first in range(0, len(self._wanted), PLACES_PER_TASK):
+            yield self._wanted[first : first + PLACES_PER_TASK]
+
+    def _missing(self, system: System) -> Iterator[dict[str, Any]]:
+        there = {file.name for file in self.folder.child(system.id).list()}
+        for places in self._chunks():
+            names = {chunk_name(self.trials, places, name): name for name in self.trials.conditions}
+            missing = [name for file, name in names.items() if file not in there]
+            if missing:
+                yield self.told | {"system": system.id, "places": places, "conditions": missing}
+
+    def of(self, system: System, condition: str) -> Heard:
+        """Read what a system made of a condition."""
+        views, gains = None, np.full(len(self.trials.utterances), np.nan, np.float32)
+        folder = self.folder.child(system.id)
+        for places in self._chunks():
+            found = load(folder.read(chunk_name(self.trials, places, condition)))
+            if views is None:
+                shape = (len(self.trials.utterances), *found["views"].shape[1:])
+                views = np.zeros(shape, np.float32)
+            views[places], gains[places] = found["views"], found["improvement_db"]
+        assert views is not None, "there are no trials without utterances"
+        return Heard(views, gains)
+
+    def strangers(self, system: System, most: int, device: str = "auto") -> Views:
+        """Embed an utterance of each of some training speakers, `(speaker, 1, view, dim)`."""
+        embed, _ = _embedder(self.folder.uri, system.id, on_device(device))
+        catalogue = read_catalogue(self.store)
+        rows = of_split(catalogue.filter(pc.equal(catalogue["kind"], "speech")), "train")
+        names = rows.sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
+        _, first = np.unique(names["speaker_id"].to_pylist(), return_index=True)
+        kept = names.take(pa.array(first[:most]))
+        return np.stack([embed(to_float(pcm))[None] for pcm in from_store(self.store)(kept)])
+
+
+def chunk_name(trials: Trials, places: Sequence[int], condition: str) -> str:
+    """Return the file of a chunk: a hash of its test sides."""
+    sides = [side_id(trials, place, condition) for place in places]
+    return f"{config_hash(sides)}.safetensors"
+
+
+def on_device(name: str) -> str:
+    """Return the device that `auto` means here, or the one that is named."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@lru_cache(maxsize=4)
+def _embedder(cache: str, system: str, device: str) -> tuple[Embed, CSC | None]:
+    if system == MFCC_ID:
+        return embed_mfcc, None
+    folder = Folder(cache).child(system)
+    with folder.scratch() as scratch:
+        for file in (WEIGHTS_FILE, CONFIG_FILE):
+            (scratch / file).write_bytes(folder.read(file))
+        model = CSC.load(scratch).to(device)
+    return embed_with(model), model
+
+
+@lru_cache(maxsize=2)
+def _trials(store: str, split: str, config: str, seed: int) -> Trials:
+    told = TrialConfig.model_validate_json(config)
+    return make_trials(read_catalogue(Folder(store)), split, told, seed)
+
+
+def embed_sides(task: Task) -> None:
+    """Embed a chunk of utterances under each condition that it lacks, and keep what comes out."""
+    embed, model = _embedder(task["cache"], task["system"], on_device(task["device"]))
+    trials = _trials(task["store"], task["split"], task["trials"], task["seed"])
+    places, folder = task["places"], Folder(task["cache"]).child(task["system"])
+    audio = TrialAudio(from_store(Folder(task["store"])), trials, places)
+    for name in task["conditions"]:
+        sides = [audio.side(place, name) for place in places]
+        heard = {
+            "views": np.stack([embed(side.mixture) for side in sides]),
+            "improvement_db": _improvements_db(model, sides, trials.conditions[name]),
+        }
+        folder.put(chunk_name(trials, places, name), save(heard))
+
+
+def _improvements_db(
+    model: CSC | None, sides: Sequence[Side], condition: Condition
+) -> NDArray[np.float32]:
+    voices = 1 + condition.interferers
+    if model is None or voices == 1 or voices > model.config.num_slots:
+        return np.full(len(sides), np.nan, np.float32)
+    device = next(model.parameters()).device
+    gains = []
+    for side in sides:
+        mixture = torch.from_numpy(side.mixture).to(device)
+        references = torch.zeros(model.config.num_slots, len(mixture), device=device)
+        references[:voices] = torch.from_numpy(side.voices[:voices])
+        sources = model.separate(mixture)
+        gains.append(float(improvement_db(sources[None], mixture[None], references[None])))
+    return np.array(gains, np.float32)

@@ -1,0 +1,110 @@
+"""Where a model comes from: version, run, dataset, store, corpora with their licences."""
+
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from csc_model.config import VARIANT
+from jobs.finetune import SPEAKERS_FILE
+from jobs.registry import DATASET, FORGOTTEN, MODEL_ID, STORE, TRIALS, Registry, Version
+from pipeline.errors import CscError
+
+LINEAGE_FILE = "lineage.json"
+REQUIRED = (MODEL_ID, DATASET, STORE, TRIALS)
+
+
+def describe(model: dict[str, Any], dataset: dict[str, Any], store: dict[str, Any]) -> Any:
+    """Return the lineage of a trained model from the indices of what it was made of."""
+    configured = {corpus["name"]: corpus for corpus in store["config"]["corpora"]}
+    return {
+        "model": model["id"],
+        "variant": VARIANT,
+        "run": model["run"],
+        "begun_with": model["config"]["train"]["init_from"],
+        "dataset": {key: dataset[key] for key in ("id", "seed", "episodes")},
+        "store": {key: store[key] for key in ("id", "generation", "seconds", "kept", "speakers")},
+        "corpora": [
+            {
+                "name": name,
+                "kind": configured[name]["kind"],
+                "root": configured[name]["root"],
+                **{key: about[key] for key in ("licence", "language", "files", "seconds")},
+            }
+            for name, about in store["corpora"].items()
+        ],
+    }
+
+
+def missing(version: Version) -> list[str]:
+    """Return what of its origin a version does not say."""
+    return [tag for tag in REQUIRED if not version.tags.get(tag)]
+
+
+def flag_forgotten(
+    registry: Registry, speakers: Collection[str], recordings: Collection[str], stores: set[str]
+) -> list[str]:
+    """Tag the versions that were trained with what was forgotten; return their numbers.
+
+    For a speaker a version's own list decides. For a recording, whether the version's store is not
+    among `stores`, the ids that are left: it then may have held it.
+    """
+    flagged = []
+    for version in registry.versions():
+        text = registry.read_artifact(version, f"model/{SPEAKERS_FILE}")
+        known = {name.partition("@")[0] for name in json.loads(text or "[]")}
+        gone = sorted(known & set(speakers))
+        if version.tags.get(STORE) not in stores:
+            gone += sorted(recordings)
+        before = version.tags.get(FORGOTTEN, "")
+        if gone:
+            names = dict.fromkeys([*filter(None, before.split(", ")), *gone])
+            registry.tag(version, {FORGOTTEN: ", ".join(names)})
+            flagged.append(version.number)
+    return flagged
+
+
+def read(registry: Registry, version: Version) -> Any:
+    """Return the lineage that a version was registered with.
+
+    Raises:
+        CscError: it has none.
+    """
+    text = registry.read_artifact(version, f"evaluation/{LINEAGE_FILE}")
+    if text is None:
+        raise CscError(
+            f"version {version.number} of {registry.model} has no lineage: csc did not register it"
+        )
+    return json.loads(text)
+
+
+def lines(registry: Registry, version: Version) -> Iterator[str]:
+    """Tell where a version comes from, a line for each step, back to what it began with."""
+    about, indent = read(registry, version), "  "
+    aliases = registry.aliases_of(version)
+    shown = f" ({', '.join(aliases)})" if aliases else ""
+    yield f"{registry.model} version {version.number}{shown}, model {about['model']}"
+    forgotten = version.tags.get(FORGOTTEN)
+    if forgotten:
+        yield f"{indent}trained with speakers that were forgotten since: {forgotten}"
+    yield f"{indent}run {about['run']}, {about['variant']}"
+    episodes = ", ".join(f"{n} {split}" for split, n in about["dataset"]["episodes"].items())
+    yield f"{indent}dataset {about['dataset']['id']}: seed {about['dataset']['seed']}, {episodes}"
+    store = about["store"]
+    speakers = ", ".join(f"{n} {split}" for split, n in store["speakers"].items())
+    yield (
+        f"{indent}store {store['id']}: generation {store['generation']}, {store['kept']} "
+        f"utterances, {store['seconds'] / 3600:.2f} h; speakers: {speakers}"
+    )
+    for corpus in about["corpora"]:
+        yield (
+            f"{indent * 2}{corpus['name']} ({corpus['kind']}): {corpus['seconds'] / 3600:.2f} h of "
+            f"{corpus['files']} files, licence {corpus['licence']}, from {corpus['root']}"
+        )
+    if about["begun_with"]:
+        yield f"{indent}began with {about['begun_with']}"
+        yield from _base(registry, about["begun_with"])
+
+
+def _base(registry: Registry, name: str) -> Iterator[str]:
+    if name.startswith(f"models:/{registry.model}/"):
+        yield from (f"    {line}" for line in lines(registry, registry.version(name)))

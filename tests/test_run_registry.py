@@ -1,0 +1,257 @@
+"""The gate and the registry after a whole run: scores are made, registry and gate are the real."""
+
+import json
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.config import Config, load_config
+from jobs.evaluate import Evaluated, evaluate
+from jobs.lineage import flag_forgotten, lines
+from jobs.promote import Decision, promote, rollback
+from jobs.register import register
+from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, STORE, Version
+from jobs.train import Trained
+from pipeline.errors import CscError
+from pipeline.shards import encode
+from pipeline.storage import Folder
+from tests.whole_run import (
+    CSC,
+    SMALL,
+    configured,
+    csc,
+    evaluator_of,
+    only,
+    registry_of,
+    store_in,
+)
+
+
+def shifted(workspace: Path, shift: float) -> Version:
+    """Register the model again, with its target scores moved: better or worse by construction."""
+    registry, config = registry_of(workspace), configured(workspace)
+    model, evaluation = only(workspace / "models"), evaluation_in(workspace)
+    about = evaluation.read_json("index.json")
+    scores = pq.read_table(evaluation.open_input("scores.parquet"))
+    for condition in config.promote.guarded:
+        name = f"csc.{condition}"
+        moved = scores[name].to_numpy() + shift * scores["target"].to_numpy()
+        scores = scores.set_column(scores.column_names.index(name), name, pa.array(moved))
+    folder = Folder.at(workspace.parent / f"shift{shift}")
+    for file in ("index.json", "det.png"):
+        folder.put(file, evaluation.read(file))
+    folder.put("scores.parquet", encode(scores, 1 << 16))
+    trained = Trained(model, model.read_json("index.json"))
+    run_id = registry.create_run(f"shift{shift}", config, about | {"store": "s"})
+    again = Trained(model, trained.about | {"run": run_id})
+    dataset = only(workspace / "mixtures")
+    evaluated = Evaluated(folder, about)
+    version, new = register(again, evaluated, dataset, store_in(workspace), registry)
+    assert new
+    return version
+
+
+def evaluation_in(workspace: Path) -> Folder:
+    (folder,) = (
+        folder
+        for folder in (workspace / "evaluations").iterdir()
+        if len(json.loads((folder / "index.json").read_text())["differences"]) == 8
+    )
+    return Folder.at(folder)
+
+
+def judge(workspace: Path, **how: Any) -> Decision:
+    config = configured(workspace)
+    return promote(registry_of(workspace), evaluator_of(workspace, config), **how)
+
+
+def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path) -> None:
+    registry = registry_of(workspace)
+    first = registry.by_alias(CHAMPION)
+    assert first is not None
+    worse = shifted(workspace, -1.0)
+    refusal = judge(workspace)
+    assert not refusal.promoted
+    assert f"worse than version {first.number}" in refusal.why
+    assert refusal.differences["clean"]["low"] > 0
+    assert registry.version(worse.number).tags["csc.decision"] == refusal.why
+    answer = csc("models", workspace)
+    assert answer.returncode == 0, answer.stderr
+    assert "refused" in answer.stdout
+    assert f"champion: version {first.number} since" in answer.stdout
+
+    better = shifted(workspace, 1.0)
+    tried = judge(workspace, dry_run=True)
+    assert tried.promoted
+    assert registry.by_alias(CHAMPION) == first
+    promotion = judge(workspace)
+    assert promotion.promoted
+    champion = registry.by_alias(CHAMPION)
+    assert champion is not None
+    assert champion.number == better.number
+    assert champion.tags["csc.promoted_from"] == first.number
+
+
+def test_what_the_gate_refuses_can_be_forced_and_taken_back(workspace: Path) -> None:
+    registry = registry_of(workspace)
+    before = registry.by_alias(CHAMPION)
+    assert before is not None
+    worse = shifted(workspace, -0.5)
+    decision = judge(workspace, forced="the old one has a fault")
+    assert decision.promoted
+    assert "forced: the old one has a fault; the gate: worse" in decision.why
+    champion = registry.by_alias(CHAMPION)
+    assert champion is not None
+    assert champion.number == worse.number
+    again = rollback(registry, "it was worse indeed")
+    assert again.number == before.number
+    assert registry.version(worse.number).tags["csc.rolled_back_why"] == "it was worse indeed"
+    # Another one goes on to the version before that.
+    earlier = rollback(registry, "that too")
+    assert earlier.number == before.tags["csc.promoted_from"]
+    with pytest.raises(CscError, match="is the first champion"):
+        rollback(registry, "and on")
+
+
+def test_of_two_promotions_one_wins_and_the_other_is_told(workspace: Path) -> None:
+    registry = registry_of(workspace)
+    shifted(workspace, 0.75)
+    ready, told = threading.Barrier(2), []
+
+    def attempt() -> None:
+        ready.wait()
+        try:
+            told.append(judge(workspace).why)
+        except CscError as error:
+            told.append(f"refused: {error}")
+
+    threads = [threading.Thread(target=attempt) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [why for why in told if why.startswith("refused")]
+    already = [why for why in told if why == "it is champion already"]
+    assert len(told) == 2
+    assert len(refused) + len(already) <= 1
+    assert all("promot" in why for why in refused)
+    champion = registry.by_alias(CHAMPION)
+    challenger = registry.by_alias(CHALLENGER)
+    assert champion is not None
+    assert champion == challenger
+    with (
+        registry.promotion(),
+        pytest.raises(CscError, match="somebody else is promoting"),
+        registry.promotion(),
+    ):
+        pass
+    with registry.promotion():  # the first has let go of it
+        pass
+
+
+def test_a_version_that_does_not_say_where_it_comes_from_is_refused(workspace: Path) -> None:
+    registry = registry_of(workspace)
+    version = shifted(workspace, 0.8)
+    registry.tag(version, {STORE: ""})
+    decision = judge(workspace)
+    assert not decision.promoted
+    assert decision.why == f"it does not say where it comes from ({STORE})"
+    registry.tag(version, {STORE: "s", "csc.variant": "another"})
+    assert "is of variant another" in judge(workspace).why
+
+
+def test_a_champion_of_other_trials_is_scored_on_the_challengers(workspace: Path) -> None:
+    registry, model = registry_of(workspace), only(workspace / "models")
+    config = load_config(
+        "demo", [*SMALL, f"workspace='{workspace}'", "evaluate.trials.nontargets_per_test=7"]
+    )
+    about = model.read_json("index.json")
+    run_id = registry.create_run("again", config, {"id": about["dataset"], "store": "s"})
+    trained = Trained(model, about | {"run": run_id})
+    evaluator = evaluator_of(workspace, config)
+    evaluated = evaluate(Folder.at(workspace.parent / "other-trials"), evaluator, trained, {})
+    version, _ = register(
+        trained, evaluated, only(workspace / "mixtures"), store_in(workspace), registry
+    )
+    decision = promote(registry, evaluator)
+    assert decision.promoted
+    assert decision.version.number == version.number
+    assert all(gap["value"] == 0 for gap in decision.differences.values())
+
+
+def test_versions_are_compared_pair_by_pair(workspace: Path) -> None:
+    worse, better = shifted(workspace, -0.6), shifted(workspace, 0.6)
+    answer = csc("compare", workspace, f"v{better.number}", worse.number)
+    assert answer.returncode == 0, answer.stderr
+    for condition in configured(workspace).promote.guarded:
+        (row,) = (line for line in answer.stdout.splitlines() if f" {condition} " in line)
+        assert "better" in row
+    (same,) = (line for line in answer.stdout.splitlines() if " noise_0_db " in line)
+    assert "+0.0 [+0.0, +0.0]" in same
+    answer = csc("compare", workspace, "champion", "99")
+    assert answer.returncode == 1
+    assert "has no version or alias '99'" in answer.stderr
+
+
+def test_a_lineage_leads_back_to_the_corpora(workspace: Path) -> None:
+    answer = csc("lineage", workspace, "1")
+    assert answer.returncode == 0, answer.stderr
+    model, dataset = only(workspace / "models"), only(workspace / "mixtures")
+    for word in (
+        model.read_json("index.json")["id"],
+        model.read_json("run.json"),
+        dataset.read_json("index.json")["id"],
+        store_in(workspace).read_json("index.json")["id"],
+        "speechocean762 (speech)",
+        "esc10 (noise)",
+        "licence",
+    ):
+        assert word in answer.stdout
+
+
+def test_versions_trained_with_who_is_forgotten_are_flagged(workspace: Path) -> None:
+    registry, dataset = registry_of(workspace), only(workspace / "mixtures")
+    index = dataset.read_json("index.json")
+    someone = index["speakers"][0]
+    assert not flag_forgotten(registry, ["nobody/at-all"], [], {index["store"]})
+    numbers = [version.number for version in registry.versions()]
+    assert sorted(flag_forgotten(registry, [someone], [], {index["store"]})) == sorted(numbers)
+    assert registry.version(numbers[0]).tags[FORGOTTEN] == someone
+    assert any("forgotten" in line for line in lines(registry, registry.version(numbers[0])))
+    flag_forgotten(registry, [], ["a/recording.wav"], set())
+    assert registry.version(numbers[0]).tags[FORGOTTEN] == f"{someone}, a/recording.wav"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--force"], "give a reason with --why"),
+        (["--rollback"], "give a reason with --why"),
+        (["--rollback", "--why", "x", "--dry-run"], "goes with --why only"),
+    ],
+)
+def test_a_promotion_without_a_reason_is_refused(words: list[str], said: str) -> None:
+    answer = subprocess.run([CSC, "promote", *words], capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert said in answer.stderr
+
+
+def test_a_version_beside_which_to_evaluate(workspace: Path) -> None:
+    answer = csc("evaluate", workspace, "--against", "1")
+    assert answer.returncode == 0, answer.stderr
+    assert "version 1" in answer.stdout
+    config: Config = configured(workspace)
+    (about,) = (
+        about
+        for path in (workspace / "evaluations").glob("*/index.json")
+        for about in [json.loads(path.read_text())]
+        if any(row["system"] == "version 1" for row in about["results"])
+    )
+    gaps = [row["eer"] for row in about["differences"] if row["against"] == "version 1"]
+    assert len(gaps) == len(config.evaluate.trials.conditions)
+    assert all(gap == {"value": 0, "low": 0, "high": 0} for gap in gaps)  # it is the same model
