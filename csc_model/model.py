@@ -13,6 +13,7 @@ from csc_model.ecapa import Ecapa
 from csc_model.encoder import build_frontend
 from csc_model.longform import Heard, OnProgress
 from csc_model.mel import LogMel, unit_level
+from csc_model.resample import resampled
 from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights, write_model
 from csc_model.trunk import build_trunk
 
@@ -177,19 +178,23 @@ class CSC(nn.Module):
     def embed(
         self,
         waveform: Tensor,
+        sample_rate_hz: int | None = None,
         window_s: float = WINDOW_S,
         on_progress: OnProgress | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return unit-norm speaker vectors and their activity for `(time,)` or `(batch, time)`.
+
+        At any sample rate; None is the model's.
 
         Shapes `(slot + 1, dim)` and `(slot + 1,)`, with a batch axis in front where one was given.
         Each view attends to itself alone: one recording is all that a user has at test time. What
         is longer than `window_s` is heard in windows (`longform.embed_long`).
 
         Raises:
-            ValueError: there is no sample, or `window_s` is no length.
+            ValueError: there is no sample, one is no number, or `window_s` is no length.
         """
-        window = self._window(waveform, window_s)
+        waveform = self._usable(waveform, sample_rate_hz)
+        window = longform.window_samples(window_s, self.config.sample_rate_hz)
         if waveform.shape[-1] > window:
             if waveform.ndim == 1:
                 return longform.embed_long(self._hear, waveform, window, on_progress)
@@ -204,25 +209,32 @@ class CSC(nn.Module):
     def separate(
         self,
         waveform: Tensor,
+        sample_rate_hz: int | None = None,
         window_s: float = WINDOW_S,
         on_progress: OnProgress | None = None,
     ) -> Tensor:
-        """Return the sources `(slot, time)` of a mixture `(time,)`.
+        """Return the sources `(slot, time)` of a mixture `(time,)`, at the model's sample rate.
 
-        What is longer than `window_s` is heard in windows (`longform.separate_long`).
+        The mixture may be at another one; None is the model's. What is longer than `window_s` is
+        heard in windows (`longform.separate_long`).
 
         Raises:
-            ValueError: there is no sample, or `window_s` is no length.
+            ValueError: there is no sample, one is no number, or `window_s` is no length.
         """
-        window = self._window(waveform, window_s)
+        waveform = self._usable(waveform, sample_rate_hz)
+        window = longform.window_samples(window_s, self.config.sample_rate_hz)
         if len(waveform) > window:
             return longform.separate_long(self._hear, waveform, window, on_progress)
         return self.sources(waveform.unsqueeze(0))[0]
 
-    def _window(self, waveform: Tensor, window_s: float) -> int:
+    def _usable(self, waveform: Tensor, sample_rate_hz: int | None) -> Tensor:
+        """Bring a waveform to the model's rate."""
         if not waveform.numel():
             raise ValueError(f"a waveform of shape {tuple(waveform.shape)} has no samples")
-        return longform.window_samples(window_s, self.config.sample_rate_hz)
+        if not waveform.isfinite().all():
+            raise ValueError("a sample of the waveform is NaN or infinite")
+        rate_hz = self.config.sample_rate_hz
+        return resampled(waveform.float(), sample_rate_hz or rate_hz, rate_hz)
 
     def _hear(self, window: Tensor) -> Heard:
         """Hear a window `(time,)`, brought to the device of the model."""

@@ -11,6 +11,7 @@ import typer
 from jobs.cli_datasets import check, export, import_app, show
 from jobs.cli_models import compare, lineage, models
 from jobs.cli_tryouts import try_app
+from jobs.cli_using import embed, enrol, identify, separate
 from jobs.options import (
     ConfigOption,
     FreshOption,
@@ -153,6 +154,8 @@ app.command()(export)
 
 
 app.add_typer(try_app, name="try")
+for command in (embed, separate, enrol, identify):
+    app.command()(command)
 app.command()(models)
 app.command()(compare)
 app.command()(lineage)

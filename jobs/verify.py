@@ -28,7 +28,7 @@ def verify(enrolment: str, test: str, model_uri: str | None, prior: float, confi
         CscError: a file cannot be used, or there is no such model.
     """
     clips = load(enrolment), load(test)
-    verifier = load_verifier(model_uri or f"models:/{config.mlflow.model}@{CHAMPION}", config)
+    verifier = load_verifier(model_uri or champion_of(config), config)
     score, details = decide(verifier.model, *clips)
     probability = float(verifier.calibration.probability(np.array(score), prior))
     say("same speaker" if probability >= 0.5 else "different speakers")
@@ -39,6 +39,11 @@ def verify(enrolment: str, test: str, model_uri: str | None, prior: float, confi
     say(f"  best match in the second file: {details['view']}")
     active = ", ".join(f"{probability:.0%}" for probability in details["activity"])
     say(f"  somebody speaks in its slots: {active}")
+
+
+def champion_of(config: Config) -> str:
+    """Return the address of the champion."""
+    return f"models:/{config.mlflow.model}@{CHAMPION}"
 
 
 class Verifier(NamedTuple):

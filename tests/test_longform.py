@@ -174,12 +174,12 @@ def test_up_to_one_window_it_is_the_direct_pass(kind: str, samples: int) -> None
 def test_a_long_recording_keeps_its_length_and_tells_of_its_progress(kind: str) -> None:
     model = new_model(kind)
     waveform, told = torch.from_numpy(voice(1, 1, 3.0001)), []
-    sources = model.separate(waveform, 0.5, lambda *counts: told.append(counts))
+    sources = model.separate(waveform, None, 0.5, lambda *counts: told.append(counts))
     assert sources.shape == (2, len(waveform))
     assert torch.isfinite(sources).all()
     assert told[0] == (1, 12)
     assert told[-1] == (12, 12)
-    vectors, activity = model.embed(torch.stack([waveform, waveform]), 0.5)
+    vectors, activity = model.embed(torch.stack([waveform, waveform]), window_s=0.5)
     assert vectors.shape == (2, 3, 16)
     assert activity.shape == (2, 3)
     torch.testing.assert_close(vectors[0], vectors[1])
@@ -193,9 +193,9 @@ def test_a_real_model_has_no_seam_either(kind: str, samples: int, silent: bool) 
     """No step at a seam is larger than the largest within windows, but for the gain between two."""
     model = new_model(kind)
     waveform = torch.zeros(samples) if silent else torch.from_numpy(voice(2, 1, 1.0))[:samples]
-    together = model.separate(waveform, 0.25)
+    together = model.separate(waveform, window_s=0.25)
     windows = [
-        model.separate(waveform[start : start + 4000], 0.25)
+        model.separate(waveform[start : start + 4000], window_s=0.25)
         for start in window_starts(samples, 4000)
     ]
     largest = max(float(window.diff().abs().max()) for window in windows)

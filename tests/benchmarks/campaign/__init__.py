@@ -8,5 +8,5 @@
 `--set` overrides `campaign.toml`, which names the shipped sample, a third of the speech that the
 published results were made on. All systems are trained by plain loops of one process on one core,
 with as many steps as cost about the same core-seconds (`systems.py`, measured values are in the
-table); nothing is chosen on the test split, and the weights of the last step are judged.
+table); nothing is chosen on the test split, and the averaged weights of the end are judged.
 """

@@ -22,6 +22,7 @@ from csc_model.trunk import build_trunk
 from jobs.batches import to_episodes
 from jobs.config import Config
 from jobs.datasets import find_dataset
+from jobs.ema import Average
 from jobs.meter import Meter
 from jobs.stepper import Stepper, learning_rate_factor, new_objective
 from pipeline.datasets import read_dataset
@@ -45,7 +46,7 @@ def train_csc(config: Config, seed: int, before: Path | None, to: Path) -> None:
         losses, _ = stepper.take(step, batch, meter)
         spent += time.process_time() - began
         _tell(to, step, spent, separation_db=losses.separation_db, nats=losses.contrastive_nats)
-    objective.model.save(to)
+    stepper.judged().save(to)
     (to / "cost.json").write_text(json.dumps({"steps": config.train.steps, "core_s": spent}))
 
 
@@ -87,7 +88,7 @@ def train_peer(name: str, config: Config, seed: int, to: Path) -> None:
     optimizer = torch.optim.AdamW(
         weights, lr=train.lr, weight_decay=train.weight_decay, betas=(0.9, 0.98), fused=True
     )
-    spent = 0.0
+    average, spent = Average(network, train.ema_decay), 0.0
     for step, batch in enumerate(_batches(dataset, config)):
         began = time.process_time()
         optimizer.param_groups[0]["lr"] = train.lr * learning_rate_factor(step, train)
@@ -96,8 +97,10 @@ def train_peer(name: str, config: Config, seed: int, to: Path) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(weights, train.clip_norm)
         optimizer.step()
+        average.update(network)
         spent += time.process_time() - began
         _tell(to, step, spent, nats=loss.detach())
+    network.load_state_dict(average.state)
     to.mkdir(parents=True, exist_ok=True)
     save_model(network, str(to / NETWORK_FILE))
     (to / "cost.json").write_text(json.dumps({"steps": train.steps, "core_s": spent}))

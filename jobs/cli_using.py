@@ -1,0 +1,150 @@
+"""Commands that use a model: embed, separate, enrol, identify."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.options import (
+    ConfigOption,
+    SetOption,
+    WorkspaceOption,
+    configured,
+    interruptible,
+)
+
+if TYPE_CHECKING:
+    from jobs.verify import Verifier
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="models:/NAME/VERSION, or a folder; without it, the champion."
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu or cuda; auto takes a GPU where there is one.")
+]
+GalleryOption = Annotated[
+    Path, typer.Option("--gallery", help="Parquet file of the people who are enrolled.")
+]
+PriorOption = Annotated[
+    float,
+    typer.Option(min=0.001, max=0.999, help="How probable each of them is before listening."),
+]
+
+
+def _verifier(
+    model: str | None,
+    device: str,
+    config: str,
+    overrides: list[str] | None,
+    workspace: str | None,
+) -> "Verifier":
+    from jobs.embedding import on_device
+    from jobs.verify import champion_of, load_verifier
+
+    resolved = configured(config, overrides, workspace)
+    verifier = load_verifier(model or champion_of(resolved), resolved)
+    verifier.model.to(on_device(device))
+    return verifier
+
+
+def embed(
+    files: Annotated[list[str], typer.Argument(help="Recordings, of any format and length.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write: .parquet, or .npz for numpy.")
+    ] = Path("embeddings.parquet"),
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the speaker vectors of recordings: one of each slot, and of the recording as it is.
+
+    Each has the activity of its slot, the probability that somebody speaks there: below 0.5 it is
+    nobody's voice. Files that cannot be used are named, and the exit code is then 1.
+    """
+    from jobs.console import say
+    from jobs.using import embed_files, write_embeddings
+
+    with interruptible("stopped; nothing was written"):
+        verifier = _verifier(model, device, config, set_, workspace)
+        table = embed_files(verifier.model, files)
+        write_embeddings(table, out)
+    failed = [row for row in table.to_pylist() if row["error"]]
+    for row in failed:
+        typer.echo(f"error: {row['error']}", err=True)
+    say(f"{len(files) - len(failed)} file(s), {len(table) - len(failed)} vectors: {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def separate(
+    mixture: Annotated[str, typer.Argument(help="A recording in which people talk at once.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for a WAV file of each voice.")],
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Pull the voices of a recording apart."""
+    from jobs.console import say
+    from jobs.using import separate_file
+
+    with interruptible("stopped"):
+        verifier = _verifier(model, device, config, set_, workspace)
+        for path, activity in separate_file(verifier.model, mixture, out):
+            say(f"{path}: somebody speaks with probability {activity:.0%}")
+
+
+def enrol(
+    name: Annotated[str, typer.Argument(help="Who it is.")],
+    files: Annotated[list[str], typer.Argument(help="Clean recordings of them alone.")],
+    gallery: GalleryOption = Path("gallery.parquet"),
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Add somebody to a gallery, or replace them: what csc identify chooses from."""
+    from jobs.console import say
+    from jobs.using import Gallery
+
+    with interruptible("stopped; nobody was enrolled"):
+        verifier = _verifier(model, device, config, set_, workspace)
+        replaced = Gallery(gallery).enrol(verifier, name, files)
+    say(f"{name} is {'enrolled anew' if replaced else 'enrolled'} in {gallery}")
+
+
+def identify(
+    mixture: Annotated[str, typer.Argument(help="A recording, of one or of several people.")],
+    gallery: GalleryOption = Path("gallery.parquet"),
+    prior: PriorOption = 0.5,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Say who of a gallery is heard in a recording; exit code 3 if nobody is."""
+    from rich.table import Table
+
+    from jobs.console import show
+    from jobs.using import Gallery
+
+    with interruptible("stopped"):
+        verifier = _verifier(model, device, config, set_, workspace)
+        matches = Gallery(gallery).identify(verifier, mixture, prior)
+    table = Table(title=f"who is heard in {mixture}", title_justify="left")
+    for heading in ("name", "heard", "probability", "score", "where"):
+        table.add_column(heading)
+    for one in matches:
+        heard = "yes" if one.probability >= 0.5 else "no"
+        table.add_row(one.name, heard, f"{one.probability:.1%}", f"{one.score:.3f}", one.view)
+    show(table)
+    if matches[0].probability < 0.5:
+        raise typer.Exit(3)

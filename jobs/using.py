@@ -1,0 +1,213 @@
+"""A registered model at work on files: embed, separate, enrol, identify."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from csc_model.model import ACTIVE, CSC
+from jobs.console import progress
+from jobs.scoring import enrol as enrol_vector
+from jobs.verify import Verifier
+from pipeline.audio import load
+from pipeline.errors import CscError
+from pipeline.schema import SAMPLE_RATE_HZ, content_id
+from pipeline.storage import Folder
+
+WHOLE = "whole"
+GALLERY = pa.schema(
+    [
+        ("name", pa.string()),
+        ("model", pa.string()),  # that made the vector: those of another mean something else
+        ("files", pa.list_(pa.string())),
+        ("vector", pa.list_(pa.float32())),
+    ]
+)
+EMBEDDING = pa.schema(
+    [
+        ("path", pa.string()),
+        ("seconds", pa.float64()),
+        ("view", pa.string()),  # slot-1, slot-2, .., whole
+        ("activity", pa.float32()),  # probability of a speaker
+        ("vector", pa.list_(pa.float32())),
+        ("error", pa.string()),  # why a file has none
+    ]
+)
+Vector = NDArray[np.float32]
+
+
+class Listened(NamedTuple):
+    """What a model hears in a file."""
+
+    seconds: float
+    names: list[str]  # of the views
+    vectors: Vector  # (view, dim)
+    activity: Vector  # (view,)
+
+
+def listen(model: CSC, path: str) -> Listened:
+    """Embed a file of any format, rate and length.
+
+    Raises:
+        CscError: it cannot be used; the message names it and says why.
+    """
+    samples = load(path)
+    device = next(model.parameters()).device
+    with progress(f"{Path(path).name}: windows") as advance:
+        vectors, activity = model.embed(torch.from_numpy(samples).to(device), on_progress=advance)
+    names = [f"slot-{number}" for number in range(1, len(vectors))] + [WHOLE]
+    seconds = len(samples) / SAMPLE_RATE_HZ
+    return Listened(seconds, names, vectors.cpu().numpy(), activity.cpu().numpy())
+
+
+def embed_files(model: CSC, paths: Sequence[str]) -> pa.Table:
+    """Return a row for each view of each file; a file that cannot be used is a row with why."""
+    rows = []
+    for path in paths:
+        try:
+            heard = listen(model, path)
+        except CscError as error:
+            rows.append(dict.fromkeys(EMBEDDING.names) | {"path": path, "error": str(error)})
+            continue
+        views = zip(heard.names, heard.activity, heard.vectors, strict=True)
+        rows += [
+            {
+                "path": path,
+                "seconds": heard.seconds,
+                "view": name,
+                "activity": float(activity),
+                "vector": vector,
+                "error": "",
+            }
+            for name, activity, vector in views
+        ]
+    return pa.Table.from_pylist(rows, EMBEDDING)
+
+
+def write_embeddings(table: pa.Table, to: Path) -> None:
+    """Write Parquet, or numpy's `.npz` with an array of each column, as the name says.
+
+    Raises:
+        CscError: the name says neither, or the place cannot be written to.
+    """
+    if to.suffix == ".parquet":
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        data = sink.getvalue()
+    elif to.suffix == ".npz":
+        made = table.filter(pc.is_valid(table["vector"])).drop_columns("error")
+        columns = {name: np.array(made[name].to_pylist()) for name in made.column_names}
+        sink = io.BytesIO()
+        np.savez(sink, allow_pickle=False, **columns)
+        data = sink.getvalue()
+    else:
+        raise CscError(f"{to}: give a name that ends in .parquet or .npz")
+    Folder.at(to.parent).put(to.name, data)
+
+
+def separate_file(model: CSC, path: str, to: Path) -> Iterator[tuple[Path, float]]:
+    """Write each voice of a mixture as a WAV file; give its path and how active its slot is.
+
+    Voices are at their level in the mixture, at 16 kHz in 16 bits; one that would clip there makes
+    all of them quieter.
+
+    Raises:
+        CscError: the file cannot be used, or the folder cannot be written to.
+    """
+    samples = torch.from_numpy(load(path)).to(next(model.parameters()).device)
+    with progress("windows") as advance:
+        sources = model.separate(samples, on_progress=advance).cpu()
+    activity = model.embed(samples)[1][:-1].tolist()
+    sources = sources / max(1.0, float(sources.abs().max()))
+    folder = Folder.at(to)
+    for number, (source, active) in enumerate(zip(sources, activity, strict=True), start=1):
+        sink = io.BytesIO()
+        soundfile.write(sink, source.numpy(), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+        name = f"{Path(path).stem}-slot-{number}.wav"
+        folder.put(name, sink.getvalue())
+        yield to / name, active
+
+
+class Gallery:
+    """People by their vectors, in one Parquet file."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder, self.name = Folder.at(path.parent), path.name
+        self.path = path
+
+    def read(self) -> pa.Table:
+        """Return who is enrolled.
+
+        Raises:
+            CscError: the file is no gallery.
+        """
+        if not self.folder.exists(self.name):
+            return GALLERY.empty_table()
+        try:
+            return pq.read_table(io.BytesIO(self.folder.read(self.name)), schema=GALLERY)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+            raise CscError(f"{self.path} is no gallery ({error}): give another --gallery") from None
+
+    def enrol(self, verifier: Verifier, name: str, paths: Sequence[str]) -> bool:
+        """Enrol somebody by clean recordings, in place of what was there; tell if there was."""
+        clean = [listen(verifier.model, path).vectors for path in paths]
+        vector = enrol_vector(np.stack(clean))
+        table = self.read()
+        kept = table.filter(pc.not_equal(table["name"], name))
+        row = {
+            "name": name,
+            "model": verifier.model_id,
+            "files": [content_id(Path(path).read_bytes()) for path in paths],
+            "vector": vector,
+        }
+        sink = io.BytesIO()
+        pq.write_table(pa.concat_tables([kept, pa.Table.from_pylist([row], GALLERY)]), sink)
+        self.folder.put(self.name, sink.getvalue())
+        return len(kept) < len(table)
+
+    def identify(self, verifier: Verifier, path: str, prior: float) -> list["Match"]:
+        """Return everybody with how probably they are heard in a file, the likeliest first.
+
+        Raises:
+            CscError: nobody is enrolled, or somebody with another model.
+        """
+        table = self.read()
+        if not len(table):
+            raise CscError(f"nobody is enrolled in {self.path}: csc enrol NAME FILES")
+        others = [row["name"] for row in table.to_pylist() if row["model"] != verifier.model_id]
+        if others:
+            raise CscError(
+                f"{', '.join(others)} in {self.path} were enrolled with another model, whose "
+                "vectors cannot be compared: enrol them again, or give that --model"
+            )
+        heard = listen(verifier.model, path)
+        used = heard.activity >= ACTIVE
+        names = [name for name, is_used in zip(heard.names, used, strict=True) if is_used]
+        cosines = np.stack(table["vector"].to_pylist()) @ heard.vectors[used].T
+        score = cosines.max(1).astype(np.float64)
+        probability = verifier.calibration.probability(score, prior)
+        found = zip(
+            table["name"].to_pylist(),
+            probability.tolist(),
+            score.tolist(),
+            [names[best] for best in cosines.argmax(1)],
+            strict=True,
+        )
+        return sorted((Match(*one) for one in found), key=lambda one: -one.score)
+
+
+class Match(NamedTuple):
+    """Somebody of a gallery, and how they are heard."""
+
+    name: str
+    probability: float
+    score: float
+    view: str
