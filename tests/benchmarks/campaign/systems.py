@@ -1,7 +1,7 @@
 """The systems that are compared, each as the stages of its training.
 
 A stage is a dataset, a number of steps and what differs from the configuration of the campaign.
-Steps are chosen for about 2,000 core-seconds of the machine that the published results were made on.
+Steps are chosen for about 2,000 core-seconds on the machine of the published results.
 """
 
 from typing import Literal, NamedTuple

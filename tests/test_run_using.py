@@ -1,0 +1,184 @@
+"""The commands that use a model, on the champion of a whole run, with good and awkward files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+import csc_model
+from jobs.cli import app
+from jobs.verify import champion_of, load_verifier
+from pipeline.audio import load
+from pipeline.errors import CscError
+from tests.conftest import voice
+from tests.whole_run import PAIR, configured
+
+Answer = tuple[int, str]
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(workspace: Path) -> Ask:
+    """Call `csc` in this process: imports take longer than what is asked."""
+
+    def call(*words: object) -> Answer:
+        given = [*map(str, words), "--workspace", str(workspace)]
+        result = CliRunner().invoke(app, given, catch_exceptions=True)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            if not isinstance(result.exception, CscError):
+                raise result.exception
+            return 1, f"error: {result.exception}"
+        return result.exit_code, result.output
+
+    return call
+
+
+def encoder(workspace: Path) -> csc_model.CSC:
+    config = configured(workspace)
+    return load_verifier(champion_of(config), config).model
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "npz"])
+def test_embed_writes_what_the_model_says(
+    ask: Ask, workspace: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"vectors.{suffix}"
+    code, said = ask("embed", *PAIR, "--out", out)
+    assert code == 0, said
+    assert "2 file(s), 6 vectors" in said
+    vectors, activity = encoder(workspace).embed(torch.from_numpy(load(PAIR[1])))
+    if suffix == "parquet":
+        rows = [row for row in pq.read_table(out).to_pylist() if row["path"] == PAIR[1]]
+        found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    else:
+        arrays = np.load(out)  # no pickle in it
+        found = {name: arrays[name][arrays["path"] == PAIR[1]] for name in arrays.files}
+    assert found["view"].tolist() == ["slot-1", "slot-2", "whole"]
+    np.testing.assert_allclose(found["vector"], vectors.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["activity"], activity.numpy(), atol=1e-5)
+
+
+def test_a_file_that_cannot_be_used_does_not_cost_the_others(ask: Ask, tmp_path: Path) -> None:
+    out, bad = tmp_path / "some.parquet", tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    code, said = ask("embed", bad, PAIR[0], "--out", out)
+    assert code == 1
+    assert "bad.wav: unreadable" in said
+    rows = pq.read_table(out).to_pylist()
+    assert [row["path"] for row in rows] == [str(bad), *[PAIR[0]] * 3]
+    assert rows[0]["vector"] is None
+    assert "unreadable" in rows[0]["error"]
+
+
+def test_an_output_of_another_kind_is_refused(ask: Ask, tmp_path: Path) -> None:
+    code, said = ask("embed", PAIR[0], "--out", tmp_path / "vectors.csv")
+    assert code == 1
+    assert "ends in .parquet or .npz" in said
+
+
+def test_separate_writes_a_file_for_each_voice(ask: Ask, workspace: Path, tmp_path: Path) -> None:
+    mixture = tmp_path / "both.wav"
+    mixed = voice(0, 0, 3.0) + voice(5, 0, 3.0)
+    soundfile.write(mixture, mixed / np.abs(mixed).max(), 16_000, subtype="FLOAT")
+    code, said = ask("separate", mixture, "--out", tmp_path / "voices")
+    assert code == 0, said
+    assert said.count("somebody speaks with probability") == 2
+    expected = encoder(workspace).separate(torch.from_numpy(load(mixture))).numpy()
+    expected /= max(1, np.abs(expected).max())
+    for number in (1, 2):
+        path = tmp_path / "voices" / f"both-slot-{number}.wav"
+        assert soundfile.info(path).samplerate == 16_000
+        np.testing.assert_allclose(soundfile.read(path)[0], expected[number - 1], atol=1e-4)
+
+
+def test_who_is_enrolled_is_identified(ask: Ask, tmp_path: Path) -> None:
+    gallery = ("--gallery", tmp_path / "people.parquet")
+    code, said = ask("identify", PAIR[0], *gallery)
+    assert code == 1
+    assert "nobody is enrolled" in said
+    other = tmp_path / "other.wav"
+    soundfile.write(other, voice(7, 0), 16_000)
+    for name, files in (("ann", PAIR), ("bob", [str(other)])):
+        code, said = ask("enrol", name, *files, *gallery)
+        assert code == 0, said
+        assert f"{name} is enrolled in" in said
+    assert "bob is enrolled anew" in ask("enrol", "bob", other, *gallery)[1]
+    code, said = ask("identify", other, *gallery)
+    first, second = (line for line in said.splitlines() if "ann" in line or "bob" in line)
+    assert code == 0
+    assert "bob" in first
+    assert "yes" in first
+    assert "1.000" in first or "0.99" in first  # it is the very recording
+    assert "ann" in second
+
+
+def test_vectors_of_another_model_are_not_compared(
+    ask: Ask, workspace: Path, tmp_path: Path
+) -> None:
+    gallery = tmp_path / "people.parquet"
+    ask("enrol", "ann", PAIR[0], "--gallery", gallery)
+    table = pq.read_table(gallery)
+    place = table.column_names.index("model")
+    pq.write_table(table.set_column(place, "model", [["another"]]), gallery)
+    code, said = ask("identify", PAIR[0], "--gallery", gallery)
+    assert code == 1
+    assert "ann in" in said
+    assert "enrolled with another model" in said
+    gallery.write_bytes(b"no parquet")
+    assert "is no gallery" in ask("identify", PAIR[0], "--gallery", gallery)[1]
+
+
+def write(path: Path, samples: np.ndarray, rate_hz: int = 16_000) -> Path:
+    soundfile.write(path, samples, rate_hz, subtype="FLOAT")
+    return path
+
+
+COMMANDS: dict[str, Callable[[Path, Path], Sequence[object]]] = {
+    "embed": lambda file, to: ["embed", file, "--out", to / "v.parquet"],
+    "separate": lambda file, to: ["separate", file, "--out", to / "voices"],
+    "enrol": lambda file, to: ["enrol", "ann", file, "--gallery", to / "g.parquet"],
+    "verify": lambda file, _: ["verify", PAIR[0], file],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: np.zeros(0, np.float32), "awkward.wav: empty"),
+        (lambda: np.zeros(16_000, np.float32), "silent"),
+        (lambda: voice(0, 0, 0.05), "too short"),
+        (lambda: np.full(16_000, np.nan, np.float32), "awkward.wav"),
+    ],
+    ids=["empty", "silent", "50 ms", "nan"],
+)
+def test_what_cannot_be_heard_is_explained(
+    ask: Ask, tmp_path: Path, command: str, made: Callable[[], np.ndarray], said: str
+) -> None:
+    file = write(tmp_path / "awkward.wav", made())
+    code, answer = ask(*COMMANDS[command](file, tmp_path))
+    assert code == 1
+    assert said in answer
+    assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_stereo_and_other_rates_are_heard(ask: Ask, tmp_path: Path, command: str) -> None:
+    spoken = voice(0, 0, 2.0)
+    slow = np.stack([spoken[::2], spoken[::2]], 1)
+    file = write(tmp_path / "stereo.wav", slow, 8_000)
+    code, answer = ask(*COMMANDS[command](file, tmp_path))
+    assert code == 0, answer
+
+
+def test_long_recordings_are_heard_in_windows(ask: Ask, tmp_path: Path) -> None:
+    long = np.concatenate([voice(speaker, 0, 20.0) for speaker in (0, 0, 1)])
+    file = write(tmp_path / "long.wav", long)
+    code, said = ask("embed", file, "--out", tmp_path / "v.parquet")
+    assert code == 0, said
+    assert pq.read_table(tmp_path / "v.parquet")["seconds"][0].as_py() == pytest.approx(60)
