@@ -102,9 +102,22 @@ class Embeddings:
         assert views is not None, "there are no trials without utterances"
         return Heard(views, gains)
 
-    def strangers(self, system: System, most: int, device: str = "auto") -> Views:
+    def model(self, system: System) -> CSC:
+        """Return a model that was added, on the CPU."""
+        _, model = _embedder(self.folder.uri, system.id, "cpu")
+        assert model is not None, "what was added is a model"
+        return model
+
+    def audio(self, trials: Sequence[int]) -> TrialAudio:
+        """Read what both sides of some trials are made of."""
+        some = list(trials)
+        enrolled = self.trials.enrolled[self.trials.enrolment[some]].ravel()
+        places = {*enrolled.tolist(), *self.trials.test[some].tolist()}
+        return TrialAudio(from_store(self.store), self.trials, sorted(places))
+
+    def strangers(self, system: System, most: int) -> Views:
         """Embed an utterance of each of some training speakers, `(speaker, 1, view, dim)`."""
-        embed, _ = _embedder(self.folder.uri, system.id, on_device(device))
+        embed, _ = _embedder(self.folder.uri, system.id, on_device("auto"))
         catalogue = read_catalogue(self.store)
         rows = of_split(catalogue.filter(pc.equal(catalogue["kind"], "speech")), "train")
         names = rows.sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])

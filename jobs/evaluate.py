@@ -4,7 +4,7 @@ Next to the trained model stand references measured on the same trials: the mode
 MFCC statistics, and whichever registered versions are named.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from csc_model.calibration import Calibration, calibrate
 from jobs.config import Config
 from jobs.embedding import MFCC, MFCC_ID, Embeddings, System
-from jobs.report import det_plot
+from jobs.evaluation_page import page
+from jobs.examples import Example, choose, examples, hardest
+from jobs.report import det_plot, histogram_plot, sir_plot
 from jobs.scoring import Views, enrol, score
 from jobs.stepper import new_model
 from jobs.summary import gender_pairs, summarise
@@ -27,7 +29,8 @@ from pipeline.storage import Folder
 from pipeline.trials import CLEAN, Trials
 
 CSC_NAME, UNTRAINED, NORMED = "csc", "untrained", "csc, AS-norm"
-SCORES_FILE, DET_FILE = "scores.parquet", "det.png"
+SCORES_FILE, PAGE_FILE = "scores.parquet", "report.html"
+SIR_FILE, DET_FILE, HISTOGRAM_FILE = "eer_by_sir.png", "det.png", "scores.png"
 ByCondition = dict[str, NDArray[np.float64]]
 """Scores by condition, `(trial,)`."""
 
@@ -127,9 +130,43 @@ def evaluate(
         ),
     }
     folder.put(SCORES_FILE, encode(score_table(scores, trials), 1 << 16))
-    folder.put(DET_FILE, det_plot(scores, trials.target))
+    plots = _plots(scores, index, trials)
+    for name, (_, png) in plots.items():
+        folder.put(name, png)
+    made = _examples(evaluator, systems[0], found[CSC_NAME], index)
+    folder.put(PAGE_FILE, page(index, dict(plots.values()), made).encode())
     folder.put_json(INDEX, index)
     return Evaluated(folder, index)
+
+
+def _plots(
+    scores: Mapping[str, ByCondition], index: Mapping[str, Any], trials: Trials
+) -> dict[str, tuple[str, bytes]]:
+    """Draw what there is to draw, with captions, by file name."""
+    curve = sir_plot(index["results"], trials.conditions)
+    return {
+        **({SIR_FILE: ("Error rate against SIR of one interferer", curve)} if curve else {}),
+        DET_FILE: ("Misses against false alarms", det_plot(scores, trials.target)),
+        HISTOGRAM_FILE: (
+            f"Scores of {CSC_NAME}",
+            histogram_plot(scores[CSC_NAME], trials.target),
+        ),
+    }
+
+
+def _examples(
+    evaluator: Evaluator, system: System, found: Calibrated, index: Mapping[str, Any]
+) -> Iterator[Example]:
+    """Make listening examples of the hardest condition."""
+    condition = hardest(evaluator.trials, index["results"], CSC_NAME)
+    chosen = list(choose(found.scores[condition], evaluator.trials))
+    return examples(
+        evaluator.test.model(system),
+        evaluator.test.audio([trial for _, trial in chosen]),
+        chosen,
+        condition,
+        found.calibration,
+    )
 
 
 def _systems(

@@ -7,7 +7,7 @@ from typing import Any
 
 from csc_model.config import VARIANT
 from jobs.config import Config
-from jobs.evaluate import CSC_NAME, DET_FILE, SCORES_FILE, Evaluated
+from jobs.evaluate import CSC_NAME, Evaluated
 from jobs.lineage import LINEAGE_FILE, describe
 from jobs.registry import CHALLENGER, DATASET, MODEL_ID, STORE, TRIALS, Registry, Version
 from jobs.train import Trained, local_copy
@@ -45,8 +45,8 @@ def register(
         model = local_copy(trained.folder, Path(scratch) / "model")
         evaluation = Path(scratch) / "evaluation"
         evaluation.mkdir()
-        for file in (INDEX, SCORES_FILE, DET_FILE):
-            (evaluation / file).write_bytes(evaluated.folder.read(file))
+        for file in evaluated.folder.list():
+            (evaluation / file.name).write_bytes(evaluated.folder.read(file.name))
         lineage = describe(trained.about, dataset.read_json(INDEX), store.read_json(INDEX))
         (evaluation / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1))
         registry.log_folder(run_id, evaluation, evaluation_path(trials))

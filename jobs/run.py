@@ -16,7 +16,7 @@ from jobs.config import Config
 from jobs.console import heading, progress, say, show
 from jobs.ear import ear_of
 from jobs.evaluate import (
-    DET_FILE,
+    PAGE_FILE,
     SCORES_FILE,
     Evaluated,
     Evaluator,
@@ -187,7 +187,7 @@ class Run:
                     }
                     evaluate(folder, self.evaluator, trained, models)
             evaluated = Evaluated(folder, folder.read_json(INDEX))
-            lines.append(f"scores in {SCORES_FILE}, DET curves in {DET_FILE}")
+            lines.append(f"tables, plots and sounds in {PAGE_FILE}, scores in {SCORES_FILE}")
             for name, why in evaluated.about["trials"]["skipped"].items():
                 lines.append(f"left out: {name}, as {why}")
         return evaluated
