@@ -17,7 +17,7 @@ from csc_model.resample import resampled
 from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights, write_model
 from csc_model.trunk import build_trunk
 
-__all__ = ["ACTIVE", "CONFIG_FILE", "CSC", "WEIGHTS_FILE", "WINDOW_S", "Output"]
+__all__ = ["ACTIVE", "CONFIG_FILE", "CSC", "WEIGHTS_FILE", "WINDOW_S", "Output", "best_view"]
 
 ACTIVE = 0.5
 """Activity from which on a slot holds a speaker: one below it must not win a trial."""
@@ -30,6 +30,17 @@ the matching of windows does.
 """
 
 FIRST_LOGIT = 3.0  # activity 0.95: a head that knows nothing yet keeps no slot from winning
+
+
+def best_view(vectors: Tensor, activity: Tensor, enrolled: Tensor) -> tuple[float, int]:
+    """Score a recording against an enrolled unit vector `(dim,)`, and say which view won.
+
+    The largest cosine over the views `(view, dim)` of the recording that hold a speaker, the
+    unseparated one always among them.
+    """
+    cosines = (vectors @ enrolled).masked_fill(activity < ACTIVE, -torch.inf)
+    best = int(cosines.argmax())
+    return float(cosines[best]), best
 
 
 class Output(NamedTuple):

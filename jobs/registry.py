@@ -293,7 +293,7 @@ def _requirements() -> list[str]:
     """Return what a server needs to load the model: this environment's versions."""
     from importlib.metadata import version
 
-    names = ("mlflow", "torch", "numpy", "safetensors", "pydantic")
+    names = ("mlflow", "torch", "numpy", "safetensors", "pydantic", "soundfile")
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 

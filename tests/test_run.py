@@ -164,8 +164,8 @@ def test_the_registered_version_is_whole(workspace: Path, tmp_path: Path) -> Non
     assert not list(folder.rglob("*.pkl"))
     samples = load_audio(PAIR[0])
     expected = csc_model.CSC.load(folder / "model").embed(torch.from_numpy(samples))[0].numpy()
-    served = mlflow.pyfunc.load_model(uri).predict([samples.tolist()])
-    np.testing.assert_allclose(served[0], expected, atol=1e-5)
+    served = mlflow.pyfunc.load_model(uri).predict([{"samples": samples.tolist()}])
+    np.testing.assert_allclose(served[0].vectors, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("format_", ["WAV", "MP3", "OGG"])
