@@ -37,10 +37,9 @@ class Res2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, *others = x.chunk(SCALE, 1)
-        made, last = [first], torch.zeros_like(first)
+        made = [first]
         for convolution, part in zip(self.parts, others, strict=True):
-            last = convolution(part + last)
-            made.append(last)
+            made.append(convolution(part if len(made) == 1 else part + made[-1]))
         return torch.cat(made, 1)
 
 
@@ -83,15 +82,13 @@ class Pooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        even = torch.full_like(x[:, :1], 1 / x.shape[-1])
-        context = _statistics(x, even).unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        return _statistics(x, self.score(torch.cat([x, context], 1)).softmax(-1))
-
-
-def _statistics(x: Tensor, weight: Tensor) -> Tensor:
-    mean = (weight * x).sum(-1)
-    variance = (weight * (x - mean.unsqueeze(-1)).square()).sum(-1)
-    return torch.cat([mean, variance.clamp_min(1e-6).sqrt()], -1)
+        mean = x.mean(-1, keepdim=True)
+        deviation = (x - mean).square().mean(-1, keepdim=True).clamp_min(1e-6).sqrt()
+        context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], 1)
+        weight = self.score(context).softmax(-1)
+        mean = (weight * x).sum(-1)
+        variance = (weight * (x - mean.unsqueeze(-1)).square()).sum(-1)
+        return torch.cat([mean, variance.clamp_min(1e-6).sqrt()], -1)
 
 
 class Ecapa(nn.Module):

@@ -127,7 +127,11 @@ class CSC(nn.Module):
     def _separate(self, unit: Tensor) -> _Separated:
         """Find the masks of mixtures `(batch, time)` of unit power."""
         carrier = self.frontend.encode(unit)
-        magnitude, frames = carrier.abs(), carrier.shape[-1]
+        return self._masked(carrier, carrier.abs())
+
+    def _masked(self, carrier: Tensor, magnitude: Tensor) -> _Separated:
+        """Find the masks of a carrier by its magnitude `(batch, bin, frame)`."""
+        frames = magnitude.shape[-1]
         x = self.trunk.split(self.bottleneck(self.frontend.features(magnitude)))
         shared = self.trunk.shared(x)
         logits = self.mask(self.trunk.join(self.separation_blocks(shared), frames))
@@ -159,7 +163,7 @@ class CSC(nn.Module):
             found = self._pooled(self._carrier_views(separated, chosen))
         if chosen is not None:
             found = found.new_zeros(len(unit) * views, found.shape[-1]).index_copy(0, chosen, found)
-        embeddings = found.unflatten(0, (len(unit), views))
+        embeddings = found.unflatten(0, (-1, views))
         loudness = _loudness(separated).unsqueeze(-1)
         logits = self.active(torch.cat([embeddings[:, :-1], loudness], -1)).squeeze(-1)
         return embeddings, logits
@@ -255,7 +259,7 @@ class CSC(nn.Module):
     def _alone(self, embeddings: Tensor) -> Tensor:
         """Return unit vectors `(batch, view, dim)`, each view attending to itself alone."""
         vectors = self.attention(embeddings.flatten(0, 1).unsqueeze(1)).squeeze(1)
-        return nn.functional.normalize(vectors, dim=-1).unflatten(0, embeddings.shape[:2])
+        return nn.functional.normalize(vectors, dim=-1).unflatten(0, (-1, embeddings.shape[1]))
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and configuration (JSON) into `folder`."""

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from jobs.cli_datasets import check, export, import_app, show
 from jobs.cli_models import compare, lineage, models
 from jobs.cli_tryouts import try_app
-from jobs.cli_using import embed, enrol, identify, separate
+from jobs.cli_using import embed, enrol, identify, onnx, separate
 from jobs.options import (
     ConfigOption,
     FreshOption,
@@ -44,13 +45,14 @@ def _run(
     fresh: bool,
     refine: str | None = None,
     against: Sequence[str] = (),
+    given: "tuple[Path, Path] | None" = None,
 ) -> Iterator["Run"]:
     config = configured(source, overrides, workspace)
     from jobs.run import Run, refined
 
     if refine is not None:
         config = refined(config, refine)
-    with interruptible(), Run(config, fresh=fresh, against=against) as run:
+    with interruptible(), Run(config, fresh=fresh, against=against, given=given) as run:
         yield run
 
 
@@ -154,7 +156,7 @@ app.command()(export)
 
 
 app.add_typer(try_app, name="try")
-for command in (embed, separate, enrol, identify):
+for command in (embed, separate, enrol, identify, onnx):
     app.command()(command)
 app.command()(models)
 app.command()(compare)
@@ -191,17 +193,56 @@ def evaluate(
         list[str] | None,
         typer.Option("--against", help="A registered version, as 3 or champion. May be repeated."),
     ] = None,
+    trials: Annotated[
+        Path | None,
+        typer.Option("--trials", help="A list of your own: `label enrolment test` in a line."),
+    ] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option("--audio", help="Folder that the paths of --trials are below."),
+    ] = None,
 ) -> None:
     """Measure error rates on unseen speakers by what lies over their voices.
 
     Beside plain references, and beside registered versions that are named. What was embedded
-    before is not embedded again.
+    before is not embedded again. A list of trials in VoxCeleb's format stands in for the test
+    split: files of a target trial are of one speaker, and interferers are drawn from the list.
     """
-    with _run(config, set_, workspace, fresh, against=against or ()) as run:
+    if (trials is None) != (audio is None):
+        raise typer.BadParameter("--trials and --audio go together")
+    given = None if trials is None or audio is None else (trials, audio)
+    with _run(config, set_, workspace, fresh, against=against or (), given=given) as run:
         from jobs.console import show
         from jobs.report import metrics_table
 
         show(metrics_table(run.evaluate.about))
+
+
+@app.command()
+def trials(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Tab-separated file to write.")],
+    split: Annotated[str, typer.Option("--split", help="test or valid.")] = "test",
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the trials of a split: who is compared with whom, and what lies over the test.
+
+    By utterance ids of the store, a row for each trial under each condition of evaluate.trials.
+    """
+    with _run(config, set_, workspace, False) as run:
+        from jobs.console import say
+        from pipeline.shards import read_catalogue
+        from pipeline.storage import Folder
+        from pipeline.trial_lists import table
+        from pipeline.trials import make_trials
+
+        settings = run.config.evaluate.trials
+        made = make_trials(read_catalogue(run.ingest[0]), split, settings, run.config.seed)
+        Folder.at(out.parent).put(out.name, table(made).encode())
+        say(f"{out}: {len(made.target)} trials under {len(made.conditions)} conditions")
+        for name, why in made.skipped.items():
+            say(f"left out: {name}, as {why}")
 
 
 @app.command()

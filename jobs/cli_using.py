@@ -148,3 +148,31 @@ def identify(
     show(table)
     if matches[0].probability < 0.5:
         raise typer.Exit(3)
+
+
+def onnx(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the .onnx file.")],
+    model: ModelOption = None,
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write a model as ONNX: waveforms of any number and length in; sources, vectors, activity out.
+
+    For models with frontend=stft and a trunk of tcn, conv_tasnet or blstm.
+    """
+    from importlib.util import find_spec
+
+    from csc_model.portable import export_onnx
+    from jobs.console import say
+    from pipeline.errors import CscError
+
+    if find_spec("onnx") is None:
+        raise CscError("the package onnx is missing: pip install 'csc[onnx]'")
+    with interruptible("stopped; nothing was written"):
+        verifier = _verifier(model, "cpu", config, set_, workspace)
+        try:
+            export_onnx(verifier.model, out)
+        except (ValueError, OSError) as error:
+            raise CscError(f"{out}: {error}") from error
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

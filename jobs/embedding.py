@@ -22,9 +22,10 @@ from jobs.scoring import Embed, Views, embed_mfcc, embed_with, improvement_db
 from pipeline.audio import to_float
 from pipeline.schema import Runner, Task, config_hash, content_id, of_split
 from pipeline.shards import read_catalogue
-from pipeline.sides import Side, TrialAudio, from_store, side_id
+from pipeline.sides import Read, Side, TrialAudio, from_store, side_id
 from pipeline.storage import Folder
-from pipeline.trials import Condition, TrialConfig, Trials, make_trials
+from pipeline.trial_sources import Source, open_source
+from pipeline.trials import Condition, Trials
 
 PLACES_PER_TASK = 64
 MFCC = "mfcc"
@@ -46,18 +47,12 @@ class Heard(NamedTuple):
 
 
 class Embeddings:
-    """The embeddings that lie in a folder, and the way to further ones."""
+    """The embeddings of a source's test sides that lie in a folder, and the way to further ones."""
 
-    def __init__(self, folder: Folder, store: Folder, split: str, config: TrialConfig, seed: int):
-        self.folder, self.store = folder, store
-        self.told = {
-            "cache": folder.uri,
-            "store": store.uri,
-            "split": split,
-            "trials": config.model_dump_json(),
-            "seed": seed,
-        }
-        self.trials = make_trials(read_catalogue(store), split, config, seed)
+    def __init__(self, folder: Folder, source: Source) -> None:
+        self.folder, self.source = folder, source
+        self.told = {"cache": folder.uri, "source": source.model_dump_json()}
+        self.trials, self.read = opened(source.model_dump_json())
         self._wanted = np.unique(
             np.concatenate([self.trials.enrolled.ravel(), self.trials.test])
         ).tolist()
@@ -113,17 +108,18 @@ class Embeddings:
         some = list(trials)
         enrolled = self.trials.enrolled[self.trials.enrolment[some]].ravel()
         places = {*enrolled.tolist(), *self.trials.test[some].tolist()}
-        return TrialAudio(from_store(self.store), self.trials, sorted(places))
+        return TrialAudio(self.read, self.trials, sorted(places))
 
     def strangers(self, system: System, most: int) -> Views:
         """Embed an utterance of each of some training speakers, `(speaker, 1, view, dim)`."""
         embed, _ = _embedder(self.folder.uri, system.id, on_device("auto"))
-        catalogue = read_catalogue(self.store)
+        store = Folder(self.source.store)
+        catalogue = read_catalogue(store)
         rows = of_split(catalogue.filter(pc.equal(catalogue["kind"], "speech")), "train")
         names = rows.sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
         _, first = np.unique(names["speaker_id"].to_pylist(), return_index=True)
         kept = names.take(pa.array(first[:most]))
-        return np.stack([embed(to_float(pcm))[None] for pcm in from_store(self.store)(kept)])
+        return np.stack([embed(to_float(pcm))[None] for pcm in from_store(store)(kept)])
 
 
 def chunk_name(trials: Trials, places: Sequence[int], condition: str) -> str:
@@ -152,17 +148,17 @@ def _embedder(cache: str, system: str, device: str) -> tuple[Embed, CSC | None]:
 
 
 @lru_cache(maxsize=2)
-def _trials(store: str, split: str, config: str, seed: int) -> Trials:
-    told = TrialConfig.model_validate_json(config)
-    return make_trials(read_catalogue(Folder(store)), split, told, seed)
+def opened(source: str) -> tuple[Trials, Read]:
+    """Return the trials of a source, given as JSON, and what reads their audio."""
+    return open_source(Source.model_validate_json(source))
 
 
 def embed_sides(task: Task) -> None:
     """Embed a chunk of utterances under each condition that it lacks, and keep what comes out."""
     embed, model = _embedder(task["cache"], task["system"], on_device(task["device"]))
-    trials = _trials(task["store"], task["split"], task["trials"], task["seed"])
+    trials, read = opened(task["source"])
     places, folder = task["places"], Folder(task["cache"]).child(task["system"])
-    audio = TrialAudio(from_store(Folder(task["store"])), trials, places)
+    audio = TrialAudio(read, trials, places)
     for name in task["conditions"]:
         sides = [audio.side(place, name) for place in places]
         heard = {

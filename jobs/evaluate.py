@@ -26,6 +26,7 @@ from jobs.train import Trained, local_copy
 from pipeline.schema import Runner, config_hash
 from pipeline.shards import INDEX, encode
 from pipeline.storage import Folder
+from pipeline.trial_sources import ListedTrials, Source
 from pipeline.trials import CLEAN, Trials
 
 CSC_NAME, UNTRAINED, NORMED = "csc", "untrained", "csc, AS-norm"
@@ -52,11 +53,19 @@ class Evaluated(NamedTuple):
 class Evaluator:
     """What an evaluation works with: stored embeddings of both splits, and who computes further."""
 
-    def __init__(self, config: Config, store: Folder, cache: Folder, run: Runner) -> None:
-        told = (config.evaluate.trials, config.seed)
+    def __init__(
+        self,
+        config: Config,
+        store: Folder,
+        cache: Folder,
+        run: Runner,
+        given: ListedTrials | None = None,
+    ) -> None:
         self.config, self.run = config, run
-        self.test = Embeddings(cache, store, "test", *told)
-        self.valid = Embeddings(cache, store, "valid", *told)
+        trials, seed = config.evaluate.trials, config.seed
+        valid = Source(store=store.uri, split="valid", trials=trials, seed=seed, given=None)
+        self.valid = Embeddings(cache, valid)
+        self.test = Embeddings(cache, valid.model_copy(update={"split": "test", "given": given}))
         torch.set_num_threads(config.train.threads)  # more would fight with numpy's for the cores
 
     @property
@@ -93,9 +102,12 @@ def _scores(embeddings: Embeddings, system: System, cohort: Views | None) -> ByC
     }
 
 
-def evaluation_id(model_id: str, config: Config, against: Mapping[str, str]) -> str:
+def evaluation_id(
+    model_id: str, config: Config, against: Mapping[str, str], given: ListedTrials | None = None
+) -> str:
     """Return the name of the evaluation of a model beside versions, of which name and id count."""
-    return config_hash([model_id, config.evaluate.model_dump(), config.seed, dict(against)])
+    parts = [model_id, config.evaluate.model_dump(), config.seed, dict(against)]
+    return config_hash([*parts, given.model_dump()] if given else parts)
 
 
 def evaluate(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jobs.cluster import ray_session
@@ -45,6 +46,7 @@ from pipeline.shards import INDEX
 from pipeline.storage import Folder
 from pipeline.store import discard, ingest, plan_ingest, store_id, unread
 from pipeline.tasks import run_tasks
+from pipeline.trial_sources import ListedTrials, listed
 
 REPORT_FILE = "report.html"
 SCHEDULE_POINTS = 50
@@ -54,8 +56,15 @@ FEW_TASKS = 64  # that are sooner done than Ray would be ready
 class Run:
     """The stages of one configuration, each reached once."""
 
-    def __init__(self, config: Config, *, fresh: bool = False, against: Sequence[str] = ()) -> None:
-        self.config, self.fresh, self.against = config, fresh, against
+    def __init__(
+        self,
+        config: Config,
+        *,
+        fresh: bool = False,
+        against: Sequence[str] = (),
+        given: tuple[Path, Path] | None = None,
+    ) -> None:
+        self.config, self.fresh, self.against, self.given = config, fresh, against, given
         self.workspace = Workspace(config)
         self._exit, self._interrupt = ExitStack(), Interrupt()
 
@@ -176,7 +185,7 @@ class Run:
         trained, against = self.train, self._versions()
         ids = {name: version.tags[MODEL_ID] for name, version in against.items()}
         folder = self.workspace.evaluations.child(
-            evaluation_id(trained.about["id"], self.config, ids)
+            evaluation_id(trained.about["id"], self.config, ids, self._listed)
         )
         with self._stage("evaluate", folder) as lines:
             if not folder.exists(INDEX):
@@ -196,7 +205,17 @@ class Run:
     def evaluator(self) -> Evaluator:
         """What scores test sides: here where they are few, on Ray where they are many."""
         cache = self.workspace.embeddings
-        return Evaluator(self.config, self.ingest[0], cache, self._here_or_on_ray("chunks"))
+        run = self._here_or_on_ray("chunks")
+        return Evaluator(self.config, self.ingest[0], cache, run, self._listed)
+
+    @cached_property
+    def _listed(self) -> ListedTrials | None:
+        """The trial list that is to be used in place of the test split, looked through."""
+        if self.given is None:
+            return None
+        path, root = self.given
+        with progress("files") as advance:
+            return listed(path, root, self.workspace.embeddings, advance)
 
     def _here_or_on_ray(self, what: str) -> Runner:
         on_ray = self._on_ray(what)

@@ -152,7 +152,7 @@ def trials_of(
     """Make the trials of utterances that are sorted by speaker; see `make_trials`."""
     voices = _Voices.of(utterances, split, config.enrolment_utterances)
     kinds = {"noise": len(noises), "room": len(rooms)}
-    conditions, skipped = _possible(config.conditions, kinds, split)
+    conditions, skipped = possible(config.conditions, kinds, f"split {split!r}")
     rivals, over = [], []
     pairs: list[tuple[int, int]] = []
     for test in range(len(utterances)):
@@ -182,8 +182,8 @@ def trials_of(
     )
 
 
-def _possible(
-    conditions: Mapping[str, Condition], kinds: Mapping[str, int], split: str
+def possible(
+    conditions: Mapping[str, Condition], kinds: Mapping[str, int], where: str
 ) -> tuple[dict[str, Condition], dict[str, str]]:
     """Part conditions into those that can be made, and those that cannot with the reason."""
     skipped = {}
@@ -191,7 +191,7 @@ def _possible(
         needed = {"noise": condition.snr_db is not None, "room": condition.room}
         for kind, is_needed in needed.items():
             if is_needed and not kinds[kind]:
-                skipped[name] = f"split {split!r} has no {kind}: ingest some"
+                skipped[name] = f"{where} has no {kind}: ingest some"
     return {name: its for name, its in conditions.items() if name not in skipped}, skipped
 
 

@@ -20,8 +20,8 @@ RANKS = [
     {"lines", "remix"},
     {"loader", "trials", "ingest", "build"},
     {"audit", "exchange", "sides"},
-    {"store"},
-    {"forget"},
+    {"store", "trial_lists"},
+    {"forget", "trial_sources"},
 ]
 
 

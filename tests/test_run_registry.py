@@ -1,6 +1,7 @@
 """The gate and the registry after a whole run: scores are made, registry and gate are the real."""
 
 import json
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -20,11 +21,13 @@ from jobs.train import Trained
 from pipeline.errors import CscError
 from pipeline.shards import encode
 from pipeline.storage import Folder
+from tests.test_trial_lists import write_list
 from tests.whole_run import (
     CSC,
     SMALL,
+    ask,
     configured,
-    csc,
+    evaluation_in,
     evaluator_of,
     only,
     registry_of,
@@ -56,15 +59,6 @@ def shifted(workspace: Path, shift: float) -> Version:
     return version
 
 
-def evaluation_in(workspace: Path) -> Folder:
-    (folder,) = (
-        folder
-        for folder in (workspace / "evaluations").iterdir()
-        if len(json.loads((folder / "index.json").read_text())["differences"]) == 8
-    )
-    return Folder.at(folder)
-
-
 def judge(workspace: Path, **how: Any) -> Decision:
     config = configured(workspace)
     return promote(registry_of(workspace), evaluator_of(workspace, config), **how)
@@ -80,10 +74,10 @@ def test_a_worse_challenger_is_refused_and_a_better_one_promoted(workspace: Path
     assert f"worse than version {first.number}" in refusal.why
     assert refusal.differences["clean"]["low"] > 0
     assert registry.version(worse.number).tags["csc.decision"] == refusal.why
-    answer = csc("models", workspace)
-    assert answer.returncode == 0, answer.stderr
-    assert "refused" in answer.stdout
-    assert f"champion: version {first.number} since" in answer.stdout
+    code, said = ask("models", workspace)
+    assert code == 0, said
+    assert "refused" in said
+    assert f"champion: version {first.number} since" in said
 
     better = shifted(workspace, 1.0)
     tried = judge(workspace, dry_run=True)
@@ -186,21 +180,21 @@ def test_a_champion_of_other_trials_is_scored_on_the_challengers(workspace: Path
 
 def test_versions_are_compared_pair_by_pair(workspace: Path) -> None:
     worse, better = shifted(workspace, -0.6), shifted(workspace, 0.6)
-    answer = csc("compare", workspace, f"v{better.number}", worse.number)
-    assert answer.returncode == 0, answer.stderr
+    code, said = ask("compare", workspace, f"v{better.number}", worse.number)
+    assert code == 0, said
     for condition in configured(workspace).promote.guarded:
-        (row,) = (line for line in answer.stdout.splitlines() if f" {condition} " in line)
+        (row,) = (line for line in said.splitlines() if f" {condition} " in line)
         assert "better" in row
-    (same,) = (line for line in answer.stdout.splitlines() if " noise_0_db " in line)
+    (same,) = (line for line in said.splitlines() if " noise_0_db " in line)
     assert "+0.0 [+0.0, +0.0]" in same
-    answer = csc("compare", workspace, "champion", "99")
-    assert answer.returncode == 1
-    assert "has no version or alias '99'" in answer.stderr
+    code, said = ask("compare", workspace, "champion", "99")
+    assert code == 1
+    assert "has no version or alias '99'" in said
 
 
 def test_a_lineage_leads_back_to_the_corpora(workspace: Path) -> None:
-    answer = csc("lineage", workspace, "1")
-    assert answer.returncode == 0, answer.stderr
+    code, said = ask("lineage", workspace, "1")
+    assert code == 0, said
     model, dataset = only(workspace / "models"), only(workspace / "mixtures")
     for word in (
         model.read_json("index.json")["id"],
@@ -211,7 +205,7 @@ def test_a_lineage_leads_back_to_the_corpora(workspace: Path) -> None:
         "esc10 (noise)",
         "licence",
     ):
-        assert word in answer.stdout
+        assert word in said
 
 
 def test_versions_trained_with_who_is_forgotten_are_flagged(workspace: Path) -> None:
@@ -241,10 +235,29 @@ def test_a_promotion_without_a_reason_is_refused(words: list[str], said: str) ->
     assert said in answer.stderr
 
 
+def test_an_evaluation_by_a_list_of_files(workspace: Path, tmp_path: Path) -> None:
+    path = write_list(tmp_path)
+    code, said = ask("evaluate", workspace, "--trials", path, "--audio", tmp_path)
+    assert code == 0, said
+    assert re.search(r"8 speakers\],\s+72 trials", said)
+    assert "left out: noise_0_db, as the list has no noise" in said
+    code, said = ask("evaluate", workspace, "--trials", path)
+    assert code == 2
+    assert "--trials and --audio go together" in said
+
+
+def test_the_trials_of_a_split_are_written_down(workspace: Path, tmp_path: Path) -> None:
+    code, said = ask("trials", workspace, "--out", tmp_path / "trials.tsv")
+    assert code == 0, said
+    index = evaluation_in(workspace).read_json("index.json")
+    rows = (tmp_path / "trials.tsv").read_text().splitlines()
+    assert len(rows) == 1 + 4 * index["trials"]["count"]
+
+
 def test_a_version_beside_which_to_evaluate(workspace: Path) -> None:
-    answer = csc("evaluate", workspace, "--against", "1")
-    assert answer.returncode == 0, answer.stderr
-    assert "version 1" in answer.stdout
+    code, said = ask("evaluate", workspace, "--against", "1")
+    assert code == 0, said
+    assert "version 1" in said
     config: Config = configured(workspace)
     (about,) = (
         about

@@ -16,12 +16,12 @@ from pipeline.shards import read_catalogue
 from pipeline.storage import Folder
 from pipeline.trials import Condition, TrialConfig, make_trials
 from tests.test_ingest_report import browse
-from tests.whole_run import only
+from tests.whole_run import evaluation_in
 
 
 @pytest.fixture(scope="module")
 def report(workspace: Path) -> Path:
-    return Path(only(workspace / "evaluations").path("report.html"))
+    return Path(evaluation_in(workspace).path("report.html"))
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on the PATH")

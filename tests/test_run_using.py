@@ -1,5 +1,6 @@
 """The commands that use a model, on the champion of a whole run, with good and awkward files."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,34 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from typer.testing import CliRunner
 
 import csc_model
-from jobs.cli import app
 from jobs.verify import champion_of, load_verifier
 from pipeline.audio import load
-from pipeline.errors import CscError
+from tests import whole_run
 from tests.conftest import voice
 from tests.whole_run import PAIR, configured
 
-Answer = tuple[int, str]
-Ask = Callable[..., Answer]
+Ask = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
 def ask(workspace: Path) -> Ask:
-    """Call `csc` in this process: imports take longer than what is asked."""
-
-    def call(*words: object) -> Answer:
-        given = [*map(str, words), "--workspace", str(workspace)]
-        result = CliRunner().invoke(app, given, catch_exceptions=True)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            if not isinstance(result.exception, CscError):
-                raise result.exception
-            return 1, f"error: {result.exception}"
-        return result.exit_code, result.output
-
-    return call
+    return lambda name, *words: whole_run.ask(name, workspace, *words)
 
 
 def encoder(workspace: Path) -> csc_model.CSC:
@@ -131,6 +118,30 @@ def test_vectors_of_another_model_are_not_compared(
     assert "enrolled with another model" in said
     gallery.write_bytes(b"no parquet")
     assert "is no gallery" in ask("identify", PAIR[0], "--gallery", gallery)[1]
+
+
+def test_what_onnx_cannot_say_is_named(ask: Ask, tmp_path: Path) -> None:
+    code, said = ask("onnx", "--out", tmp_path / "model.onnx")
+    assert code == 1
+    assert "frontend conv with trunk galr cannot be exported" in said
+
+
+@pytest.mark.parametrize("format_", ["WAV", "MP3", "OGG"])
+def test_verify_answers_for_any_format(ask: Ask, tmp_path: Path, format_: str) -> None:
+    samples, rate_hz = soundfile.read(PAIR[1])
+    other = tmp_path / f"b.{format_.lower()}"
+    soundfile.write(other, np.stack([samples, samples], 1), rate_hz, format=format_)
+    code, said = ask("verify", PAIR[1], other)
+    assert code == 0, said
+    assert "same speaker" in said
+    assert float(re.search(r"score (-?[\d.]+)", said)[1]) > 0.9  # type: ignore[index]
+    assert float(re.search(r"probability ([\d.]+)%", said)[1]) > 50  # type: ignore[index]
+
+
+def test_there_may_be_no_model_yet(tmp_path: Path) -> None:
+    code, said = whole_run.ask("verify", tmp_path / "nothing", *PAIR)
+    assert code == 1
+    assert "has no model yet" in said
 
 
 def write(path: Path, samples: np.ndarray, rate_hz: int = 16_000) -> Path:

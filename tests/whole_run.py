@@ -1,16 +1,21 @@
 """A run of all stages on a third of the sample, with small sizes: what tests of the whole share."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from jobs.cli import app
 from jobs.config import Config, load_config
 from jobs.evaluate import Evaluator
 from jobs.registry import Registry
 from jobs.train import RAY_FOLDER, SNAPSHOT
 from jobs.workspace import Workspace
 from pipeline.corpora import SAMPLE
+from pipeline.errors import CscError
 from pipeline.storage import Folder
 from tests.conftest import serially
 
@@ -98,3 +103,24 @@ def registry_of(workspace: Path) -> Registry:
 def evaluator_of(workspace: Path, config: Config) -> Evaluator:
     cache = Folder.at(workspace / "embeddings")
     return Evaluator(config, store_in(workspace), cache, serially)
+
+
+def ask(name: str, workspace: Path, *more: object) -> tuple[int, str]:
+    """Call a command in this process, which is sooner done; return exit code and what it said."""
+    words = [*command(name, workspace)[1:], *map(str, more)]
+    result = CliRunner().invoke(app, words)
+    if isinstance(result.exception, CscError):
+        return 1, f"error: {result.exception}"
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def evaluation_in(workspace: Path) -> Folder:
+    """Return the evaluation of the whole run: later ones stand beside further versions."""
+    (folder,) = (
+        folder
+        for folder in (workspace / "evaluations").iterdir()
+        if len(json.loads((folder / "index.json").read_text())["differences"]) == 8
+    )
+    return Folder.at(folder)

@@ -1,0 +1,238 @@
+"""Trial lists as files: VoxCeleb's format on audio files, and a table with conditions on a store.
+
+VoxCeleb: `label enrolment test` in a line, paths below a root. The table is tab-separated, with a
+heading: what is enrolled, tested and laid over it by utterance ids, so that whoever has the same
+store has the same trials.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.audio import Pcm, load, to_pcm
+from pipeline.draws import Draws, stream_key
+from pipeline.errors import CscError
+from pipeline.schema import CATALOGUE, OnProgress, content_id
+from pipeline.speech import active_level_dbfs
+from pipeline.trials import MAX_RIVALS, MIN_SPEAKERS, NONE, TrialConfig, Trials, possible
+
+COLUMNS = (
+    "condition",
+    "target",
+    "enrolment",  # ids, comma-separated
+    "test",
+    "interferers",
+    "sir_db",
+    "noise",
+    "snr_db",
+    "room",
+    "seconds",
+)
+
+
+class Pair(NamedTuple):
+    """A line of VoxCeleb's format."""
+
+    target: bool
+    enrolment: str
+    test: str
+
+
+def read_voxceleb(path: Path) -> list[Pair]:
+    """Read `label enrolment test` lines.
+
+    Raises:
+        CscError: there is no such file, or a line is none; the message names it.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CscError(f"{path}: {error}; give a trial list") from error
+    pairs = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 3 or words[0] not in {"0", "1"}:
+            raise CscError(
+                f"{path}, line {number}: {line[:80]!r} is not `label enrolment test` with a label "
+                "of 0 or 1"
+            )
+        pairs.append(Pair(words[0] == "1", words[1], words[2]))
+    if {pair.target for pair in pairs} != {False, True}:
+        raise CscError(f"{path}: trials of both labels, 0 and 1, are needed")
+    return pairs
+
+
+def speakers_of(pairs: Iterable[Pair]) -> dict[str, str]:
+    """Return a speaker for each file: files of a target trial have the same one.
+
+    Each is named by the first of their files. Two that no chain of target trials joins count as
+    different people.
+    """
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for pair in pairs:
+        for name in (pair.enrolment, pair.test):
+            parent.setdefault(name, name)
+        if pair.target:
+            one, other = sorted((root(pair.enrolment), root(pair.test)))
+            parent[other] = one
+    return {name: root(name) for name in parent}
+
+
+class FileReader:
+    """Reads audio files below a root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def __call__(self, rows: pa.Table) -> list[Pcm]:
+        return [self.one(name) for name in rows["path"].to_pylist()]
+
+    def one(self, name: str) -> Pcm:
+        """Read a file as mono int16.
+
+        Raises:
+            CscError: it lies outside of the root, or cannot be used.
+        """
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root):
+            raise CscError(f"{name} leads out of {self.root}: trials name files below their root")
+        return to_pcm(load(path))
+
+
+def catalogue_of(pairs: Sequence[Pair], read: FileReader, on_progress: OnProgress) -> pa.Table:
+    """Return rows like those of a store's catalogue, for all files of a list, sorted by speaker.
+
+    Every file is decoded once, to name it by its content.
+
+    Raises:
+        CscError: a file cannot be used.
+    """
+    speakers = speakers_of(pairs)
+    ordered = sorted(speakers, key=lambda name: (speakers[name], name))
+    rows = []
+    for done, name in enumerate(ordered, start=1):
+        pcm = read.one(name)
+        rows.append(
+            dict.fromkeys(CATALOGUE.names)
+            | {
+                "utterance_id": content_id(pcm.tobytes()),
+                "speaker_id": speakers[name],
+                "session_id": name,
+                "gender": "",
+                "path": name,
+                "kind": "speech",
+                "num_samples": len(pcm),
+                "level_dbfs": active_level_dbfs(pcm * np.float32(1 / 32768)),
+            }
+        )
+        on_progress(done, len(ordered))
+    return pa.Table.from_pylist(rows, CATALOGUE)
+
+
+def trials_of_pairs(
+    pairs: Sequence[Pair], utterances: pa.Table, config: TrialConfig, seed: int
+) -> Trials:
+    """Make trials of a list; interferers are drawn of speakers whom a test is not compared with.
+
+    Raises:
+        CscError: there are too few speakers.
+    """
+    place = {name: row for row, name in enumerate(utterances["path"].to_pylist())}
+    enrolled = sorted({place[pair.enrolment] for pair in pairs})
+    number = {row: count for count, row in enumerate(enrolled)}
+    enrolment = np.array([number[place[pair.enrolment]] for pair in pairs])
+    test = np.array([place[pair.test] for pair in pairs])
+    _, speaker = np.unique(utterances["speaker_id"].to_pylist(), return_inverse=True)
+    if speaker.max() + 1 < MIN_SPEAKERS:
+        raise CscError(
+            f"the list has {speaker.max() + 1} speaker(s), as far as its target trials tell: "
+            f"{MIN_SPEAKERS} are needed"
+        )
+    conditions, skipped = possible(config.conditions, {"noise": 0, "room": 0}, "the list")
+    rivals = np.full((len(utterances), MAX_RIVALS), NONE)
+    if any(its.interferers for its in conditions.values()):
+        rivals = _rivals(speaker, np.array(enrolled)[enrolment], test, seed)
+    none = np.full(len(utterances), NONE)
+    target = np.array([pair.target for pair in pairs])
+    return Trials(
+        conditions,
+        skipped,
+        utterances,
+        utterances.slice(0, 0),
+        utterances.slice(0, 0),
+        rivals,
+        none,
+        none,
+        np.array(enrolled)[:, None],
+        enrolment,
+        test,
+        target,
+    )
+
+
+def _rivals(speaker: np.ndarray, enrolled: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """Draw utterances of MAX_RIVALS speakers for each test whom it is not compared with."""
+    rivals = np.full((len(speaker), MAX_RIVALS), NONE)
+    order = np.argsort(test, kind="stable")
+    runs = np.split(order, np.flatnonzero(np.diff(test[order])) + 1)
+    for run in runs:
+        place = int(test[run[0]])
+        known = {int(speaker[place]), *speaker[enrolled[run]].tolist()}
+        draws = Draws(stream_key(seed, "trials", "list"), place)
+        for slot in range(MAX_RIVALS):
+            strangers = np.flatnonzero(~np.isin(speaker, list(known)))
+            if not len(strangers):
+                raise CscError(
+                    f"test {place} is compared with all speakers of the list, and none is left to "
+                    "talk over it: set evaluate.trials.conditions to clean ones"
+                )
+            rivals[place, slot] = strangers[draws.below(len(strangers))]
+            known.add(int(speaker[rivals[place, slot]]))
+    return rivals
+
+
+def table(trials: Trials) -> str:
+    """Write trials as a tab-separated table, a row for each trial under each condition."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, delimiter="\t", lineterminator="\n")
+    writer.writerow(COLUMNS)
+    ids, noises, rooms = (
+        part["utterance_id"].to_pylist()
+        for part in (trials.utterances, trials.noises, trials.rooms)
+    )
+    enrolled = [",".join(ids[row] for row in own) for own in trials.enrolled.tolist()]
+    for name, its in trials.conditions.items():
+        for enrolment, test, target in zip(
+            trials.enrolment.tolist(), trials.test.tolist(), trials.target.tolist(), strict=True
+        ):
+            rivals = trials.rivals[test, : its.interferers].tolist()
+            noisy = its.snr_db is not None
+            writer.writerow(
+                (
+                    name,
+                    int(target),
+                    enrolled[enrolment],
+                    ids[test],
+                    ",".join(ids[rival] for rival in rivals),
+                    its.sir_db if rivals else "",
+                    noises[trials.noise[test]] if noisy else "",
+                    its.snr_db if noisy else "",
+                    rooms[trials.room[test]] if its.room else "",
+                    its.seconds or "",
+                )
+            )
+    return sink.getvalue()
