@@ -36,7 +36,7 @@ def calibrate(score: Floats, target: NDArray[np.bool_], target_prior: float = 0.
     """Fit an affine calibration by logistic regression, target trials weighted to `target_prior`.
 
     (Brummer & du Preez, "Application-independent evaluation of speaker detection", 2006.) Newton's
-    method on standardised scores; the loss is convex, and 5 to 10 steps suffice.
+    method on standardised scores; the loss is convex, and a few steps suffice.
 
     Raises:
         ValueError: there is no target or no non-target trial, or a score is not finite.
@@ -45,7 +45,7 @@ def calibrate(score: Floats, target: NDArray[np.bool_], target_prior: float = 0.
     centre, spread = float(score.mean()), float(score.std()) or 1.0
     x = (score - centre) / spread
     prior = np.where(target, target_prior / target.sum(), (1 - target_prior) / (~target).sum())
-    odds, weights = log_odds(target_prior), np.zeros(2)
+    odds, weights = log_odds(target_prior), _of_normal_scores(x, target)
     for _ in range(NEWTON_STEPS):
         probability = 1 / (1 + np.exp(-(weights[0] * x + weights[1] + odds)))
         slope, curve = prior * (probability - target), prior * probability * (1 - probability)
@@ -58,6 +58,15 @@ def calibrate(score: Floats, target: NDArray[np.bool_], target_prior: float = 0.
             break
     scale = float(weights[0]) / spread
     return Calibration(scale, float(weights[1]) - scale * centre)
+
+
+def _of_normal_scores(x: Floats, target: NDArray[np.bool_]) -> Floats:
+    """Return slope and offset that are right for normal scores of equal variance: a beginning."""
+    kinds = x[target], x[~target]
+    high, low = (float(kind.mean()) for kind in kinds)
+    variance = float(np.mean([kind.var() for kind in kinds]))
+    slope = (high - low) / max(variance, 0.01)
+    return np.array([slope, -slope * (high + low) / 2])
 
 
 def cllr(llr: Floats, target: NDArray[np.bool_]) -> float:
