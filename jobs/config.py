@@ -105,6 +105,9 @@ class EvaluateConfig(Strict):
 
     trials: TrialConfig = TrialConfig()
     bootstrap_replicates: int = Field(1000, ge=100)
+    quality: int = Field(
+        0, ge=0, description="test sides of a condition to measure PESQ and STOI on (csc[quality])"
+    )
     cohort: int = Field(
         0, ge=0, description="training speakers that scores are normalised by (AS-norm); 0: none"
     )

@@ -5,7 +5,7 @@ scores the same model on the same sides again, or goes on after a kill, finds it
 a loop here does them, or Ray wherever there are processors.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +107,10 @@ class Embeddings:
         """Read what both sides of some trials are made of."""
         some = list(trials)
         enrolled = self.trials.enrolled[self.trials.enrolment[some]].ravel()
-        places = {*enrolled.tolist(), *self.trials.test[some].tolist()}
+        return self.audio_of({*enrolled.tolist(), *self.trials.test[some].tolist()})
+
+    def audio_of(self, places: Iterable[int]) -> TrialAudio:
+        """Read what the test sides of some utterances are made of."""
         return TrialAudio(self.read, self.trials, sorted(places))
 
     def strangers(self, system: System, most: int) -> Views:

@@ -18,6 +18,7 @@ from jobs.config import Config
 from jobs.embedding import MFCC, MFCC_ID, Embeddings, System
 from jobs.evaluation_page import page
 from jobs.examples import Example, choose, examples, hardest
+from jobs.quality import quality
 from jobs.report import det_plot, histogram_plot, sir_plot
 from jobs.scoring import Views, enrol, score
 from jobs.stepper import new_model
@@ -82,6 +83,18 @@ class Evaluator:
         calibration = calibrate(np.concatenate(valid), target)
         return Calibrated(_scores(self.test, system, cohort), calibration)
 
+    def quality(self, system: System) -> dict[str, dict[str, dict[str, float]]]:
+        """Return PESQ and STOI by condition, where separation is asked for and they are wanted."""
+        places = np.unique(self.trials.test)[: self.config.evaluate.quality].tolist()
+        if not places:
+            return {}
+        model, audio = self.test.model(system), self.test.audio_of(places)
+        return {
+            name: quality(model, [audio.side(p, name) for p in places], 1 + its.interferers)
+            for name, its in self.trials.conditions.items()
+            if 0 < its.interferers < model.config.num_slots
+        }
+
     def cohort(self, system: System) -> Views | None:
         """Return a vector of each of some training speakers, if any are asked for."""
         if not self.config.evaluate.cohort:
@@ -137,6 +150,7 @@ def evaluate(
         },
         "calibration": found[CSC_NAME].calibration._asdict(),
         "improvement_db": evaluator.improvements_db(systems[0]),
+        "quality": evaluator.quality(systems[0]),
         **summarise(
             scores, {name: its.calibration for name, its in found.items()}, trials, evaluator.config
         ),

@@ -43,6 +43,7 @@ def page(index: Mapping[str, Any], plots: Mapping[str, bytes], examples: Iterabl
             skipped,
             "<h2>Against the references</h2>",
             _differences(index),
+            _quality(index),
             "<h2>Plots</h2>",
             *(_plot(caption, png) for caption, png in plots.items()),
             "<h2>To listen to</h2>",
@@ -95,6 +96,24 @@ def _differences(index: Mapping[str, Any]) -> str:
     }
     heads = ["Condition", *(f"EER %, minus that of {name}" for name in against)]
     return _table(heads, [[c, *(cells[c, name] for name in against)] for c in conditions])
+
+
+def _quality(index: Mapping[str, Any]) -> str:
+    if not index["quality"]:
+        return ""
+    heads = ["Condition", *(f"{m}, {k}" for m in ("PESQ", "STOI") for k in ("mixed", "separated"))]
+    rows = [
+        [
+            condition,
+            *(
+                f"{found[measure][kind]:.2f}"
+                for measure in ("pesq", "stoi")
+                for kind in ("mixture", "separated")
+            ),
+        ]
+        for condition, found in index["quality"].items()
+    ]
+    return f"<h2>Quality of the target's voice</h2>{_table(heads, rows)}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
