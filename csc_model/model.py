@@ -249,7 +249,8 @@ class CSC(nn.Module):
         if not waveform.isfinite().all():
             raise ValueError("a sample of the waveform is NaN or infinite")
         rate_hz = self.config.sample_rate_hz
-        return resampled(waveform.float(), sample_rate_hz or rate_hz, rate_hz)
+        given_hz = rate_hz if sample_rate_hz is None else sample_rate_hz
+        return resampled(waveform.float(), given_hz, rate_hz)
 
     def _hear(self, window: Tensor) -> Heard:
         """Hear a window `(time,)`, brought to the device of the model."""

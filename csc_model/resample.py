@@ -1,12 +1,15 @@
 """Waveforms at another sample rate, by a windowed sinc."""
 
 import math
+from fractions import Fraction
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOWEST_HZ, HIGHEST_HZ = 1_000, 768_000
+FINEST = 1000  # denominator: odd rates are off by a few millionths, for small filters
 LOBES = 24  # zeros of the sinc on either side
 ROLLOFF = 0.95  # of the lower half rate: where the filter ends to pass all
 
@@ -15,14 +18,16 @@ def resampled(waveform: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """Return `(..., time)` at another rate, `ceil(time * to_hz / from_hz)` samples long.
 
     Raises:
-        ValueError: a rate is not positive.
+        ValueError: a rate is none of audio.
     """
-    if from_hz <= 0 or to_hz <= 0:
-        raise ValueError(f"a sample rate is positive: {from_hz} and {to_hz} Hz were given")
+    for rate_hz in (from_hz, to_hz):
+        if not LOWEST_HZ <= rate_hz <= HIGHEST_HZ:
+            raise ValueError(
+                f"{rate_hz} Hz is no sample rate of audio: give {LOWEST_HZ} to {HIGHEST_HZ}"
+            )
     if from_hz == to_hz:
         return waveform
-    common = math.gcd(from_hz, to_hz)
-    down, up = from_hz // common, to_hz // common
+    up, down = Fraction(to_hz, from_hz).limit_denominator(FINEST).as_integer_ratio()
     kernels, width = _kernels(down, up)
     lines = waveform.reshape(-1, 1, waveform.shape[-1])
     padded = F.pad(lines, (width, width + down))

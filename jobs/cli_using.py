@@ -12,6 +12,7 @@ from jobs.options import (
     configured,
     interruptible,
 )
+from pipeline.errors import CscError
 
 if TYPE_CHECKING:
     from jobs.verify import Verifier
@@ -46,7 +47,11 @@ def _verifier(
 
     resolved = configured(config, overrides, workspace)
     verifier = load_verifier(model or champion_of(resolved), resolved)
-    verifier.model.to(on_device(device))
+    try:
+        verifier.model.to(on_device(device))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CscError(f"--device {device}: {reason}; give cpu, cuda or auto") from error
     return verifier
 
 
@@ -67,8 +72,9 @@ def embed(
     nobody's voice. Files that cannot be used are named, and the exit code is then 1.
     """
     from jobs.console import say
-    from jobs.using import embed_files, write_embeddings
+    from jobs.using import check_output, embed_files, write_embeddings
 
+    check_output(out)
     with interruptible("stopped; nothing was written"):
         verifier = _verifier(model, device, config, set_, workspace)
         table = embed_files(verifier.model, files)
@@ -131,6 +137,7 @@ def identify(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Say who of a gallery is heard in a recording; exit code 3 if nobody is."""
+    from rich.markup import escape
     from rich.table import Table
 
     from jobs.console import show
@@ -139,12 +146,14 @@ def identify(
     with interruptible("stopped"):
         verifier = _verifier(model, device, config, set_, workspace)
         matches = Gallery(gallery).identify(verifier, mixture, prior)
-    table = Table(title=f"who is heard in {mixture}", title_justify="left")
+    table = Table(title=f"who is heard in {escape(mixture)}", title_justify="left")
     for heading in ("name", "heard", "probability", "score", "where"):
         table.add_column(heading)
     for one in matches:
         heard = "yes" if one.probability >= 0.5 else "no"
-        table.add_row(one.name, heard, f"{one.probability:.1%}", f"{one.score:.3f}", one.view)
+        table.add_row(
+            escape(one.name), heard, f"{one.probability:.1%}", f"{one.score:.3f}", one.view
+        )
     show(table)
     if matches[0].probability < 0.5:
         raise typer.Exit(3)
@@ -165,7 +174,6 @@ def onnx(
 
     from csc_model.portable import export_onnx
     from jobs.console import say
-    from pipeline.errors import CscError
 
     if find_spec("onnx") is None:
         raise CscError("the package onnx is missing: pip install 'csc[onnx]'")

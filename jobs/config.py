@@ -112,6 +112,13 @@ class EvaluateConfig(Strict):
         0, ge=0, description="training speakers that scores are normalised by (AS-norm); 0: none"
     )
 
+    @field_validator("cohort")
+    @classmethod
+    def _nobody_or_some(cls, cohort: int) -> int:
+        if cohort == 1:
+            raise ValueError("a cohort has two speakers at least, or 0 for none")
+        return cohort
+
 
 class PromoteConfig(Strict):
     """The gate: what a challenger must not be worse at."""
@@ -147,6 +154,10 @@ class Config(Strict):
     promote: PromoteConfig = PromoteConfig()
     mlflow: MlflowConfig = MlflowConfig()
     ray: RayConfig = RayConfig()
+
+    def shown(self) -> dict[str, Any]:
+        """Return all of it but where MLflow is: that address may hold a password."""
+        return self.model_dump(exclude={"mlflow": {"uri"}})
 
     @model_validator(mode="after")
     def _losses_have_something_to_do(self) -> Self:

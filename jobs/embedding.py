@@ -20,16 +20,24 @@ from safetensors.numpy import load, save
 from csc_model.model import CONFIG_FILE, CSC, WEIGHTS_FILE
 from jobs.scoring import Embed, Views, embed_mfcc, embed_with, improvement_db
 from pipeline.audio import to_float
-from pipeline.schema import Runner, Task, config_hash, content_id, of_split
+from pipeline.schema import (
+    Runner,
+    Task,
+    config_hash,
+    content_id,
+    of_split,
+    stable_fraction,
+)
 from pipeline.shards import read_catalogue
 from pipeline.sides import Read, Side, TrialAudio, from_store, side_id
 from pipeline.storage import Folder
 from pipeline.trial_sources import Source, open_source
-from pipeline.trials import Condition, Trials
+from pipeline.trials import CLEAN, Condition, Trials
 
 PLACES_PER_TASK = 64
 MFCC = "mfcc"
 MFCC_ID = "mfcc-1"
+EMBED_VERSION = 1  # of what is done with a model to embed a test side
 
 
 class System(NamedTuple):
@@ -53,42 +61,46 @@ class Embeddings:
         self.folder, self.source = folder, source
         self.told = {"cache": folder.uri, "source": source.model_dump_json()}
         self.trials, self.read = opened(source.model_dump_json())
-        self._wanted = np.unique(
-            np.concatenate([self.trials.enrolled.ravel(), self.trials.test])
-        ).tolist()
 
     def add_model(self, name: str, model: Path) -> System:
         """Put a model where every worker finds it, and return it as a system."""
-        weights, config = ((model / file).read_bytes() for file in (WEIGHTS_FILE, CONFIG_FILE))
-        system = System(name, content_id(config + weights))
+        system = System(name, weights_id(Folder.at(model)))
         folder = self.folder.child(system.id)
         if not folder.exists(CONFIG_FILE):
-            folder.put(WEIGHTS_FILE, weights)
-            folder.put(CONFIG_FILE, config)
+            for file in (WEIGHTS_FILE, CONFIG_FILE):
+                folder.put(file, model / file)
         return system
 
-    def hear(self, systems: Sequence[System], run: Runner, device: str = "auto") -> None:
-        """Embed what is not there yet of all test sides."""
-        tasks = [task | {"device": device} for system in systems for task in self._missing(system)]
-        run(tasks, embed_sides)
+    def hear(self, systems: Sequence[System], run: Runner) -> None:
+        """Embed what is not there yet of all test sides, on the kind of device that is here."""
+        told = self.told | {"device": on_device("auto")}
+        run([told | task for system in systems for task in self._missing(system)], embed_sides)
 
-    def _chunks(self) -> Iterator[list[int]]:
-        for first in range(0, len(self._wanted), PLACES_PER_TASK):
-            yield self._wanted[first : first + PLACES_PER_TASK]
+    def _chunks(self, condition: str) -> Iterator[list[int]]:
+        """Give what is heard under a condition: all tests, and clean what is enrolled as well."""
+        heard = self.trials.test
+        if condition == CLEAN:
+            heard = np.concatenate([heard, self.trials.enrolled.ravel()])
+        wanted = np.unique(heard).tolist()
+        for first in range(0, len(wanted), PLACES_PER_TASK):
+            yield wanted[first : first + PLACES_PER_TASK]
 
     def _missing(self, system: System) -> Iterator[dict[str, Any]]:
         there = {file.name for file in self.folder.child(system.id).list()}
-        for places in self._chunks():
-            names = {chunk_name(self.trials, places, name): name for name in self.trials.conditions}
-            missing = [name for file, name in names.items() if file not in there]
-            if missing:
-                yield self.told | {"system": system.id, "places": places, "conditions": missing}
+        names = list(self.trials.conditions)
+        for together in ([CLEAN], [name for name in names if name != CLEAN]):
+            for places in self._chunks(together[0]) if together else ():
+                missing = [
+                    name for name in together if chunk_name(self.trials, places, name) not in there
+                ]
+                if missing:
+                    yield {"system": system.id, "places": places, "conditions": missing}
 
     def of(self, system: System, condition: str) -> Heard:
         """Read what a system made of a condition."""
         views, gains = None, np.full(len(self.trials.utterances), np.nan, np.float32)
         folder = self.folder.child(system.id)
-        for places in self._chunks():
+        for places in self._chunks(condition):
             found = load(folder.read(chunk_name(self.trials, places, condition)))
             if views is None:
                 shape = (len(self.trials.utterances), *found["views"].shape[1:])
@@ -119,10 +131,17 @@ class Embeddings:
         store = Folder(self.source.store)
         catalogue = read_catalogue(store)
         rows = of_split(catalogue.filter(pc.equal(catalogue["kind"], "speech")), "train")
-        names = rows.sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
-        _, first = np.unique(names["speaker_id"].to_pylist(), return_index=True)
-        kept = names.take(pa.array(first[:most]))
+        rows = rows.sort_by([("speaker_id", "ascending"), ("utterance_id", "ascending")])
+        names, first = np.unique(rows["speaker_id"].to_pylist(), return_index=True)
+        order = np.argsort([stable_fraction(f"cohort:{name}") for name in names])  # of all corpora
+        kept = rows.take(pa.array(first[order[:most]]))
         return np.stack([embed(to_float(pcm))[None] for pcm in from_store(store)(kept)])
+
+
+def weights_id(model: Folder) -> str:
+    """Return the id of a model's configuration and weights, and of the way that they are used."""
+    content = model.read(CONFIG_FILE) + model.read(WEIGHTS_FILE)
+    return content_id(content + f"embedding {EMBED_VERSION}".encode())
 
 
 def chunk_name(trials: Trials, places: Sequence[int], condition: str) -> str:

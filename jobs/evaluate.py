@@ -28,7 +28,7 @@ from pipeline.schema import Runner, config_hash
 from pipeline.shards import INDEX, encode
 from pipeline.storage import Folder
 from pipeline.trial_sources import ListedTrials, Source
-from pipeline.trials import CLEAN, Trials
+from pipeline.trials import CLEAN, SIDES_VERSION, TRIALS_VERSION, Trials
 
 CSC_NAME, UNTRAINED, NORMED = "csc", "untrained", "csc, AS-norm"
 SCORES_FILE, PAGE_FILE = "scores.parquet", "report.html"
@@ -116,10 +116,11 @@ def _scores(embeddings: Embeddings, system: System, cohort: Views | None) -> ByC
 
 
 def evaluation_id(
-    model_id: str, config: Config, against: Mapping[str, str], given: ListedTrials | None = None
+    weights: str, config: Config, against: Mapping[str, str], given: ListedTrials | None = None
 ) -> str:
-    """Return the name of the evaluation of a model beside versions, of which name and id count."""
-    parts = [model_id, config.evaluate.model_dump(), config.seed, dict(against)]
+    """Return the name of the evaluation of some weights beside versions, by their names and ids."""
+    versions = [TRIALS_VERSION, SIDES_VERSION, MFCC_ID]
+    parts = [weights, config.evaluate.model_dump(), config.seed, dict(against), versions]
     return config_hash([*parts, given.model_dump()] if given else parts)
 
 

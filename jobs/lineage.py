@@ -45,15 +45,16 @@ def flag_forgotten(
 ) -> list[str]:
     """Tag the versions that were trained with what was forgotten; return their numbers.
 
-    For a speaker a version's own list decides. For a recording, whether the version's store is not
-    among `stores`, the ids that are left: it then may have held it.
+    For a speaker a version's own list decides. For a recording, whether the version's store is
+    among `stores`, the ids of those that are gone with it: it may have held it.
     """
     flagged = []
     for version in registry.versions():
         text = registry.read_artifact(version, f"model/{SPEAKERS_FILE}")
-        known = {name.partition("@")[0] for name in json.loads(text or "[]")}
+        known = set(json.loads(text or "[]"))
+        known |= {name.rpartition("@")[0] for name in known}  # those at other speeds
         gone = sorted(known & set(speakers))
-        if version.tags.get(STORE) not in stores:
+        if version.tags.get(STORE) in stores:
             gone += sorted(recordings)
         before = version.tags.get(FORGOTTEN, "")
         if gone:

@@ -3,10 +3,22 @@
 from collections.abc import Iterator, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from csc_model.metrics import eer
 from jobs.evaluate import CSC_NAME, Evaluator
-from jobs.promote import FROM, WHEN, WHO, WHY, differences, scores_of
+from jobs.promote import (
+    BACK_WHEN,
+    BACK_WHY,
+    DECIDED,
+    DECISION,
+    FROM,
+    WHEN,
+    WHO,
+    WHY,
+    differences,
+    scores_of,
+)
 from jobs.registry import CHAMPION, FORGOTTEN, TRIALS, Registry, Version
 from jobs.report import percent
 from pipeline.errors import CscError
@@ -32,7 +44,7 @@ def versions_table(registry: Registry, conditions: Sequence[str]) -> Table:
             ", ".join(registry.aliases_of(version)),
             version.tags.get(TRIALS, "")[:8],
             *(_rate(version.tags.get(f"{EER}{name}", "")) for name in conditions),
-            "\n".join(_history(version)),
+            Text("\n".join(_history(version))),  # what people wrote, not markup
         )
     return table
 
@@ -48,13 +60,13 @@ def _rate(tag: str) -> str:
 
 def _history(version: Version) -> Iterator[str]:
     tags = version.tags
-    if WHEN in tags:
+    if tags.get(WHEN):
         yield f"promoted {tags[WHEN][:16]} by {tags.get(WHO, '?')}: {tags.get(WHY, '')}"
-    elif "csc.decision" in tags:
-        yield f"refused {tags['csc.decision_when'][:16]}: {tags['csc.decision']}"
-    if "csc.rolled_back_when" in tags:
-        yield f"rolled back {tags['csc.rolled_back_when'][:16]}: {tags['csc.rolled_back_why']}"
-    if FORGOTTEN in tags:
+    if tags.get(DECIDED):
+        yield f"refused {tags[DECIDED][:16]}: {tags.get(DECISION, '')}"
+    if tags.get(BACK_WHEN):
+        yield f"rolled back {tags[BACK_WHEN][:16]}: {tags.get(BACK_WHY, '')}"
+    if tags.get(FORGOTTEN):
         yield f"knows forgotten speakers: {tags[FORGOTTEN]}"
 
 

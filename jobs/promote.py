@@ -26,6 +26,8 @@ from jobs.registry import CHALLENGER, CHAMPION, TRIALS, Registry, Version
 from pipeline.errors import CscError
 
 WHEN, WHO, FROM, WHY = (f"csc.promoted_{key}" for key in ("when", "by", "from", "why"))
+BACK_WHEN, BACK_WHY = "csc.rolled_back_when", "csc.rolled_back_why"
+DECISION, DECIDED = "csc.decision", "csc.decision_when"
 
 
 class Decision(NamedTuple):
@@ -56,7 +58,7 @@ def promote(
         )
     if champion is not None and champion.number == challenger.number:
         return Decision(True, "it is champion already", challenger, {})
-    decision = _decide(registry, challenger, champion, evaluator)
+    decision = _decide(registry, challenger, champion, evaluator, keep=not dry_run)
     if forced and not decision.promoted:
         why = f"forced: {forced}; the gate: {decision.why}"
         decision = decision._replace(promoted=True, why=why)
@@ -80,26 +82,30 @@ def rollback(registry: Registry, why: str) -> Version:
     if before == "none":
         raise CscError(f"version {champion.number} is the first champion: nothing to go back to")
     previous, now = registry.version(before), _now()
-    _record(
-        registry,
-        champion.run_id,
-        {"rolled_back": champion.number, "to": previous.number, "why": why},
-        now,
-    )
+    record = {"rolled_back": champion.number, "to": previous.number, "why": why}
+    told = f"rolled back from version {champion.number}: {why}"
     with registry.promotion():
         _check_champion(registry, champion)
-        registry.tag(champion, {"csc.rolled_back_when": now, "csc.rolled_back_why": why})
-        tags = {WHEN: now, WHO: _user(), WHY: f"rolled back from version {champion.number}: {why}"}
-        registry.move_alias(CHAMPION, previous, tags)
+        registry.tag(champion, {BACK_WHY: why, BACK_WHEN: now})
+        registry.move_alias(CHAMPION, previous, {WHO: _user(), WHY: told, WHEN: now, BACK_WHEN: ""})
+        _record(registry, champion.run_id, record, now)
     return previous
 
 
 def _decide(
-    registry: Registry, challenger: Version, champion: Version | None, evaluator: Evaluator
+    registry: Registry,
+    challenger: Version,
+    champion: Version | None,
+    evaluator: Evaluator,
+    *,
+    keep: bool,
 ) -> Decision:
     lacking = missing(challenger)
     if lacking:
         why = f"it does not say where it comes from ({', '.join(lacking)})"
+        return Decision(False, why, challenger, {})
+    if challenger.tags.get(BACK_WHEN):
+        why = f"it was rolled back: {challenger.tags.get(BACK_WHY)}"
         return Decision(False, why, challenger, {})
     variant = challenger.tags.get("csc.variant")
     if variant != VARIANT:
@@ -108,7 +114,7 @@ def _decide(
     if champion is None:
         return Decision(True, "it is the first", challenger, {})
     ours, theirs = (
-        scores_of(registry, version, challenger.tags[TRIALS], evaluator)
+        scores_of(registry, version, challenger.tags[TRIALS], evaluator, keep=keep)
         for version in (challenger, champion)
     )
     return _judge(challenger, champion, ours, theirs, evaluator.config)
@@ -125,15 +131,16 @@ def _keep(registry: Registry, decision: Decision, champion: Version | None, conf
         "margin": config.promote.margin,
         "eer_challenger_minus_champion": decision.differences,
     }
-    _record(registry, challenger.run_id, record, now)
-    registry.tag(challenger, {"csc.decision": decision.why, "csc.decision_when": now})
     if not decision.promoted:
+        _record(registry, challenger.run_id, record, now)
+        registry.tag(challenger, {DECISION: decision.why, DECIDED: now})
         return
     before = champion.number if champion else "none"
-    tags = {WHEN: now, WHO: _user(), FROM: before, WHY: decision.why}
-    with registry.promotion():
+    tags = {WHO: _user(), FROM: before, WHY: decision.why, WHEN: now, BACK_WHEN: ""}
+    with registry.promotion():  # of two at once, the one who comes later finds another champion
         _check_champion(registry, champion)
         registry.move_alias(CHAMPION, challenger, tags)
+        _record(registry, challenger.run_id, record, now)
 
 
 def _check_champion(registry: Registry, judged: Version | None) -> None:
@@ -179,7 +186,12 @@ def _user() -> str:
 
 
 def scores_of(
-    registry: Registry, version: Version, trials_hash: str, evaluator: Evaluator
+    registry: Registry,
+    version: Version,
+    trials_hash: str,
+    evaluator: Evaluator,
+    *,
+    keep: bool = True,
 ) -> pa.Table:
     """Fetch the scores of a version on some trials; make and keep them if there are none yet.
 
@@ -200,10 +212,11 @@ def scores_of(
         system = evaluator.test.add_model(CSC_NAME, model)
         scores = {CSC_NAME: evaluator.scores(system).scores}
         table = score_table(scores, evaluator.trials)
-        kept = Path(scratch) / "evaluation"
-        kept.mkdir()
-        pq.write_table(table, kept / SCORES_FILE)
-        registry.log_folder(version.run_id, kept, below)
+        if keep:
+            kept = Path(scratch) / "evaluation"
+            kept.mkdir()
+            pq.write_table(table, kept / SCORES_FILE)
+            registry.log_folder(version.run_id, kept, below)
         return table
 
 
@@ -213,7 +226,17 @@ def differences(
     """Return by how much the EER of one table of scores is above another's, by condition.
 
     Paired: both are of the same trials, and the same speakers are drawn for both.
+
+    Raises:
+        CscError: a condition has no scores.
     """
+    for table in (ours, theirs):
+        absent = [name for name in conditions if f"{CSC_NAME}.{name}" not in table.column_names]
+        if absent:
+            raise CscError(
+                f"there are no scores under {', '.join(absent)}: the trials have no such "
+                "condition; set promote.guarded to others, or evaluate with them"
+            )
     names = np.concatenate([ours["enrolment_speaker"], ours["test_speaker"]])
     distinct, speaker = np.unique(names, return_inverse=True)
     draws = metrics.draw_speakers(len(distinct), config.evaluate.bootstrap_replicates, config.seed)

@@ -32,17 +32,34 @@ class Version(NamedTuple):
     tags: dict[str, str]
 
 
+def masked(uri: str) -> str:
+    """Return an address without the password that may stand in it."""
+    return re.sub(r"//[^/@]+@", "//***@", uri)
+
+
 @contextmanager
 def _mlflow_errors(uri: str) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, RequestException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CscError(f"MLflow at {uri}: {reason}; check mlflow.uri and try again") from error
+    except (
+        MlflowException,
+        SQLAlchemyError,
+        RequestException,
+        BotoCoreError,
+        ClientError,
+        ImportError,  # of what a server's kind of storage needs
+        OSError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        shown = masked(uri)
+        raise CscError(
+            f"MLflow at {shown}: {reason.replace(uri, shown)}; check mlflow.uri and try again"
+        ) from error
 
 
 class Registry:
@@ -62,7 +79,7 @@ class Registry:
 
     def create_run(self, model_id: str, config: Config, dataset: dict[str, Any]) -> str:
         """Make the MLflow run of a training and return its id."""
-        resolved = config.model_dump()
+        resolved = config.shown()
         tags = {
             MODEL_ID: model_id,
             DATASET: dataset["id"],
@@ -85,7 +102,8 @@ class Registry:
             return str(found.experiment_id)
         location = None
         if self.uri.startswith(SQLITE):
-            location = (Path(self.uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+            database = Path(self.uri.removeprefix(SQLITE)).absolute()
+            location = (database.parent / "mlartifacts").as_uri()
         return str(self._client.create_experiment(self.experiment, artifact_location=location))
 
     def log_metrics(self, run_id: str, step: int, metrics: dict[str, float]) -> None:
@@ -190,10 +208,11 @@ class Registry:
         Raises:
             CscError: there is none.
         """
-        word = re.split(r"[/@]", name)[-1].removeprefix("v")
+        address = re.fullmatch(r"models:/(?P<model>[^/@]+)[/@](?P<word>.+)", name)
+        word = address["word"] if address else name
         versions = {one.number: one for one in self.versions()}
-        named = versions.get(word) or self.by_alias(word)
-        if named is None:
+        named = versions.get(re.sub(r"^v(?=\d+$)", "", word)) or self.by_alias(word)
+        if named is None or (address and address["model"] != self.model):
             known = ", ".join(sorted(versions, key=int)) or "none"
             raise CscError(f"{self.model} has no version or alias {name!r}; versions: {known}")
         return named

@@ -16,6 +16,7 @@ from jobs.cluster import ray_session
 from jobs.config import Config
 from jobs.console import heading, progress, say, show
 from jobs.ear import ear_of
+from jobs.embedding import on_device, weights_id
 from jobs.evaluate import (
     PAGE_FILE,
     SCORES_FILE,
@@ -30,7 +31,7 @@ from jobs.interrupt import Interrupt
 from jobs.lineage import flag_forgotten
 from jobs.promote import Decision, promote, rollback
 from jobs.register import register
-from jobs.registry import CHAMPION, MODEL_ID, Registry, Version
+from jobs.registry import CHAMPION, MODEL_ID, Registry, Version, masked
 from jobs.report import metrics_table
 from jobs.schedules import refine, resampled
 from jobs.train import Trained, model_id, train, validated
@@ -185,7 +186,7 @@ class Run:
         trained, against = self.train, self._versions()
         ids = {name: version.tags[MODEL_ID] for name, version in against.items()}
         folder = self.workspace.evaluations.child(
-            evaluation_id(trained.about["id"], self.config, ids, self._listed)
+            evaluation_id(weights_id(trained.folder), self.config, ids, self._listed)
         )
         with self._stage("evaluate", folder) as lines:
             if not folder.exists(INDEX):
@@ -221,7 +222,7 @@ class Run:
         on_ray = self._on_ray(what)
 
         def run(tasks: Sequence[Task], work: Work) -> None:
-            if len(tasks) > FEW_TASKS:
+            if len(tasks) > FEW_TASKS and on_device("auto") == "cpu":  # a GPU is here, not there
                 on_ray(tasks, work)
                 return
             with progress(what) as advance:
@@ -248,7 +249,8 @@ class Run:
 
     def promoted(self, *, forced: str = "", dry_run: bool = False) -> Decision:
         """Let the gate judge the challenger, and say what it said."""
-        _ = self.register
+        if not dry_run:
+            _ = self.register
         heading("promote", "nothing is changed" if dry_run else "")
         decision = promote(self.registry, self.evaluator, forced=forced, dry_run=dry_run)
         verdict = CHAMPION if decision.promoted else "refused"
@@ -285,11 +287,13 @@ def summary(run: Run, arguments: str) -> None:
         ("evaluation", run.evaluate.folder),
     ):
         say(f"  {what:16} {folder.uri}")
-    say(f"  {'runs, registry':16} {run.workspace.mlflow_uri}")
+    address = masked(run.workspace.mlflow_uri)
+    say(f"  {'runs, registry':16} {address}")
     say("\nNext:")
     say(f"  csc verify{arguments} {pair}")
     say(f"  csc run{arguments} --set train.steps={2 * run.config.train.steps}")
-    say(f"  mlflow ui --backend-store-uri {shlex.quote(run.workspace.mlflow_uri)}")
+    served = address.startswith("http")
+    say(f"  {address}" if served else f"  mlflow ui --backend-store-uri {shlex.quote(address)}")
 
 
 def dry_run(run: Run) -> None:
@@ -312,11 +316,12 @@ def dry_run(run: Run) -> None:
 def forget(run: Run, speakers: Sequence[str], recordings: Sequence[str]) -> None:
     """Take speakers and recordings out of all stores of the workspace, and name what they made."""
     names = [*speakers, *recordings]
+    before = _stores(run)
     utterances, mixtures = run.workspace.utterances, run.workspace.mixtures
     roots = sorted({file.name.partition("/")[0] for file in utterances.list() if "/" in file.name})
     count = forget_sources([utterances.child(root) for root in roots], names)
     say(f"  {count} recording(s) or span(s) removed; no later ingest reads them")
-    left = {name for root in roots for name in index_ids(utterances.child(root))}
+    left = _stores(run)
     for file in mixtures.list():
         folder, _, name = file.name.rpartition("/")
         if name == INDEX and mixtures.read_json(file.name)["store"] not in {None, *left}:
@@ -324,7 +329,17 @@ def forget(run: Run, speakers: Sequence[str], recordings: Sequence[str]) -> None
                 f"  built before, and may hold their audio: {mixtures.path(folder)}; remove it, "
                 "and what was trained on it"
             )
+    for made in (run.workspace.evaluations, run.workspace.embeddings):
+        if next(iter(made.list()), None) is not None:
+            say(f"  may hold their voices or vectors: {made.uri}; remove it, it is made again")
     if run.config.mlflow.uri or run.workspace.folder.exists("mlflow.db"):
-        flagged = flag_forgotten(run.registry, speakers, recordings, left)
+        flagged = flag_forgotten(run.registry, speakers, recordings, before - left)
         if flagged:
             say(f"  flagged in the registry, as trained with them: version {', '.join(flagged)}")
+
+
+def _stores(run: Run) -> set[str]:
+    """Return the ids of all generations of all stores of the workspace."""
+    utterances = run.workspace.utterances
+    roots = {file.name.partition("/")[0] for file in utterances.list() if "/" in file.name}
+    return {name for root in roots for name in index_ids(utterances.child(root))}

@@ -19,6 +19,8 @@ from csc_model import CSC
 from csc_model.calibration import Calibration
 from csc_model.model import best_view
 
+SHORTEST_S, QUIETEST = 0.3, 1e-4  # -80 dBFS
+
 
 class Request(pydantic.BaseModel):
     """A recording as a file in base64, or as samples; and one to compare it with, if any."""
@@ -83,6 +85,8 @@ class SpeakerEncoder(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             data = io.BytesIO(base64.b64decode(audio, validate=True))
             waveform, rate_hz = soundfile.read(data, dtype="float32", always_2d=True)
             waveform = waveform.mean(1)
+        if len(waveform) < SHORTEST_S * rate_hz or not np.any(np.abs(waveform) > QUIETEST):
+            raise ValueError(f"a recording is silent, or shorter than {SHORTEST_S} s")
         return self.model.embed(torch.from_numpy(waveform), rate_hz)
 
 

@@ -10,6 +10,7 @@ from csc_model import metrics
 from csc_model.calibration import Calibration, act_dcf, cllr
 from jobs.config import Config
 from jobs.scoring import scored
+from pipeline.errors import CscError
 from pipeline.trials import Trials
 
 TARGET_PRIORS = (0.01, 0.05)
@@ -33,15 +34,23 @@ def summarise(
             values = by_condition[condition]
             rates[system] = metrics.eer(values, trials.target)
             replicates[system] = metrics.eer_replicates(scored(trials, values), draws)
-            known = metrics.interval(rates[system], replicates[system])
+            known = _interval(rates[system], replicates[system])
             row = {"system": system, "condition": condition, "eer": known._asdict()}
             results.append(row | dict(_costs(values, calibrations[system], trials)))
         for other in others:
-            gap = metrics.interval(
-                rates[first] - rates[other], replicates[first] - replicates[other]
-            )
+            gap = _interval(rates[first] - rates[other], replicates[first] - replicates[other])
             differences.append({"against": other, "condition": condition, "eer": gap._asdict()})
     return {"results": results, "differences": differences}
+
+
+def _interval(value: float, replicates: Floats) -> metrics.Interval:
+    try:
+        return metrics.interval(value, replicates)
+    except ValueError as error:
+        raise CscError(
+            f"{error}: most draws of speakers have no target or no non-target trial; evaluate on "
+            "trials between more speakers"
+        ) from error
 
 
 def _costs(

@@ -296,7 +296,7 @@ def _finish(
         "best_valid_improvement_db": _number(state.best_improvement_db),
         "steps": state.step,
         "torch": torch.__version__,
-        "config": config.model_dump(),
+        "config": config.shown(),
     }
     folder.put_json(INDEX, index)
 

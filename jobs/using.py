@@ -92,24 +92,32 @@ def embed_files(model: CSC, paths: Sequence[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, EMBEDDING)
 
 
+def check_output(to: Path) -> None:
+    """Assert that a name says how to write embeddings.
+
+    Raises:
+        CscError: it does not.
+    """
+    if to.suffix not in {".parquet", ".npz"}:
+        raise CscError(f"{to}: give a name that ends in .parquet or .npz")
+
+
 def write_embeddings(table: pa.Table, to: Path) -> None:
     """Write Parquet, or numpy's `.npz` with an array of each column, as the name says.
 
     Raises:
-        CscError: the name says neither, or the place cannot be written to.
+        CscError: the place cannot be written to.
     """
     if to.suffix == ".parquet":
         sink = io.BytesIO()
         pq.write_table(table, sink)
         data = sink.getvalue()
-    elif to.suffix == ".npz":
+    else:
         made = table.filter(pc.is_valid(table["vector"])).drop_columns("error")
         columns = {name: np.array(made[name].to_pylist()) for name in made.column_names}
         sink = io.BytesIO()
         np.savez(sink, allow_pickle=False, **columns)
         data = sink.getvalue()
-    else:
-        raise CscError(f"{to}: give a name that ends in .parquet or .npz")
     Folder.at(to.parent).put(to.name, data)
 
 
@@ -152,9 +160,13 @@ class Gallery:
         if not self.folder.exists(self.name):
             return GALLERY.empty_table()
         try:
-            return pq.read_table(io.BytesIO(self.folder.read(self.name)), schema=GALLERY)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+            table = pq.read_table(io.BytesIO(self.folder.read(self.name)))
+            people = table.select(GALLERY.names).cast(GALLERY)
+        except (pa.ArrowException, KeyError, ValueError) as error:
             raise CscError(f"{self.path} is no gallery ({error}): give another --gallery") from None
+        if any(column.null_count for column in people.columns):
+            raise CscError(f"{self.path} is no gallery (a field is empty): give another --gallery")
+        return people
 
     def enrol(self, verifier: Verifier, name: str, paths: Sequence[str]) -> bool:
         """Enrol somebody by clean recordings, in place of what was there; tell if there was."""

@@ -11,12 +11,14 @@ from csc_model.calibration import Calibration
 from csc_model.model import CSC
 from jobs.config import Config
 from jobs.console import say
+from jobs.embedding import weights_id
 from jobs.registry import CHAMPION
 from jobs.scoring import decide
 from jobs.workspace import registry_of
 from pipeline.audio import load
 from pipeline.errors import CscError
 from pipeline.shards import INDEX
+from pipeline.storage import Folder
 
 
 def verify(enrolment: str, test: str, model_uri: str | None, prior: float, config: Config) -> None:
@@ -75,7 +77,8 @@ def load_verifier(model_uri: str, config: Config) -> Verifier:
                 f"{model_uri}: {error}; name a version that csc registered, or a folder with its "
                 "`model` and `evaluation`"
             ) from error
-    return Verifier(model, Calibration(**about["calibration"]), str(about["model"]))
+        weights = weights_id(Folder.at(folder / "model"))
+    return Verifier(model, Calibration(**about["calibration"]), weights)
 
 
 def artifacts_of(model_uri: str, config: Config, scratch: Path) -> Path:

@@ -15,9 +15,8 @@ from pipeline.schema import SAMPLE_RATE_HZ, config_hash
 from pipeline.shards import read_pcm
 from pipeline.speech import active_level_dbfs
 from pipeline.storage import Folder
-from pipeline.trials import MAX_RIVALS, NONE, Condition, Trials
+from pipeline.trials import MAX_RIVALS, NONE, SIDES_VERSION, Condition, Trials
 
-SIDES_VERSION = 1
 SLOTS = 2 + MAX_RIVALS  # target, rivals, noise
 PAUSE_DB = 20.0  # below its utterance a part counts as hardly spoken
 Floats = NDArray[np.float32]
@@ -60,7 +59,7 @@ class TrialAudio:
         self.trials = trials
         wanted = range(len(trials.utterances)) if places is None else list(places)
         rivals = trials.rivals[wanted].ravel().tolist() if self._any("interferers") else []
-        self._speech = _Audio.of(read, trials.utterances, {*wanted, *rivals})
+        self._speech = _Audio.of(read, trials.utterances, {*wanted, *rivals} - {NONE})
         noises = {int(trials.noise[place]) for place in wanted} if self._any("snr_db") else set()
         self._noise = _Audio.of(read, trials.noises, noises - {NONE})
         rooms = {int(trials.room[place]) for place in wanted} if self._any("room") else set()

@@ -9,7 +9,13 @@ from pipeline.schema import CATALOGUE, OnProgress, Strict, config_hash
 from pipeline.shards import encode, read_catalogue
 from pipeline.sides import Read, from_store
 from pipeline.storage import Folder
-from pipeline.trial_lists import FileReader, catalogue_of, read_voxceleb, trials_of_pairs
+from pipeline.trial_lists import (
+    FileReader,
+    catalogue_of,
+    read_voxceleb,
+    speakers_of,
+    trials_of_pairs,
+)
 from pipeline.trials import TrialConfig, Trials, make_trials
 
 
@@ -57,8 +63,10 @@ def listed(path: Path, root: Path, kept: Folder, on_progress: OnProgress) -> Lis
     """
     pairs = read_voxceleb(path)
     place = str(root.resolve())
-    name = f"list-{config_hash([place, [list(pair) for pair in pairs]])}.parquet"
+    reader = FileReader(root)
+    stamps = [reader.stamp(name) for name in sorted(speakers_of(pairs))]
+    name = f"list-{config_hash([place, [list(pair) for pair in pairs], stamps])}.parquet"
     if not kept.exists(name):
-        table = catalogue_of(pairs, FileReader(root), on_progress)
+        table = catalogue_of(pairs, reader, on_progress)
         kept.put(name, encode(table, 1 << 16))
     return ListedTrials(path=str(path.resolve()), root=place, catalogue=kept.uri, name=name)

@@ -20,6 +20,7 @@ from pipeline.errors import CscError
 from pipeline.schema import Strict, config_hash
 
 TRIALS_VERSION = 2
+SIDES_VERSION = 1  # of how test sides are rendered
 MIN_SPEAKERS = 5  # fewer give no interval
 MAX_RIVALS = 2
 CLEAN = "clean"
@@ -105,7 +106,9 @@ class Trials(NamedTuple):
         """
         for name in names:
             if name in self.skipped:
-                raise CscError(f"condition {name}: {self.skipped[name]}, or name other conditions")
+                raise CscError(
+                    f"condition {name}: {self.skipped[name]}; ingest some, or name other conditions"
+                )
 
     @property
     def speakers(self) -> NDArray[np.object_]:
@@ -121,7 +124,8 @@ class Trials(NamedTuple):
         ]
         drawn = (self.rivals, self.noise, self.room, self.enrolled, self.enrolment, self.test)
         conditions = {name: its.model_dump() for name, its in self.conditions.items()}
-        return config_hash([TRIALS_VERSION, conditions, ids, [array.tolist() for array in drawn]])
+        versions = [TRIALS_VERSION, SIDES_VERSION]
+        return config_hash([versions, conditions, ids, [array.tolist() for array in drawn]])
 
 
 def make_trials(catalogue: pa.Table, split: str, config: TrialConfig, seed: int) -> Trials:
@@ -161,7 +165,14 @@ def trials_of(
         over.append([draws.below(count) if count else NONE for count in kinds.values()])
         own = voices.own(test)
         others = voices.others(test, rivals[-1], draws, config) if own else []
-        pairs += [(number, test) for number in (*own, *others)]
+        if others:
+            pairs += [(number, test) for number in (*own, *others)]
+    if not pairs:
+        raise CscError(
+            f"split {split!r} has too few speakers who can be enrolled by "
+            f"{config.enrolment_utterances} utterance(s): add recordings, or set "
+            "evaluate.trials.enrolment_utterances lower"
+        )
     noise_of, room_of = np.array(over, np.int64).T
     enrolment, test_of = np.array(pairs, np.int64).T
     speaker = voices.speaker
@@ -191,7 +202,7 @@ def possible(
         needed = {"noise": condition.snr_db is not None, "room": condition.room}
         for kind, is_needed in needed.items():
             if is_needed and not kinds[kind]:
-                skipped[name] = f"{where} has no {kind}: ingest some"
+                skipped[name] = f"{where} has no {kind}"
     return {name: its for name, its in conditions.items() if name not in skipped}, skipped
 
 

@@ -13,7 +13,6 @@ from pipeline.sides import Side
 from tests.conftest import voice
 from tests.small_models import small
 
-
 pytest.importorskip("pesq", reason="csc[quality] is not installed")
 
 

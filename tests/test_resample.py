@@ -31,6 +31,15 @@ def test_lengths_are_as_stated(num_samples: int, from_hz: int) -> None:
     assert found.isfinite().all()
 
 
-def test_a_rate_is_positive() -> None:
-    with pytest.raises(ValueError, match="positive"):
-        resampled(torch.randn(10), 0, 16_000)
+@pytest.mark.parametrize("rate_hz", [0, -1, 999, 1_000_000])
+def test_a_rate_is_one_of_audio(rate_hz: int) -> None:
+    with pytest.raises(ValueError, match="is no sample rate of audio"):
+        resampled(torch.randn(10), rate_hz, 16_000)
+
+
+def test_an_odd_rate_costs_no_more_than_others() -> None:
+    tone = torch.sin(2 * torch.pi * 440 * torch.arange(44_101) / 44_101)
+    found = resampled(tone, 44_101, 16_000)
+    assert abs(len(found) - 16_000) <= 1
+    expected = torch.sin(2 * torch.pi * 440 * torch.arange(len(found)) / 16_000)
+    assert torch.allclose(found[500:-500], expected[500:-500], atol=1e-2)

@@ -14,7 +14,7 @@ import pytest
 from jobs.config import Config, load_config
 from jobs.evaluate import Evaluated, evaluate
 from jobs.lineage import flag_forgotten, lines
-from jobs.promote import Decision, promote, rollback
+from jobs.promote import Decision, differences, promote, rollback
 from jobs.register import register
 from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, STORE, Version
 from jobs.train import Trained
@@ -105,6 +105,9 @@ def test_what_the_gate_refuses_can_be_forced_and_taken_back(workspace: Path) -> 
     again = rollback(registry, "it was worse indeed")
     assert again.number == before.number
     assert registry.version(worse.number).tags["csc.rolled_back_why"] == "it was worse indeed"
+    refused = judge(workspace)
+    assert not refused.promoted
+    assert refused.why == "it was rolled back: it was worse indeed"
     # Another one goes on to the version before that.
     earlier = rollback(registry, "that too")
     assert earlier.number == before.tags["csc.promoted_from"]
@@ -155,6 +158,8 @@ def test_a_version_that_does_not_say_where_it_comes_from_is_refused(workspace: P
     decision = judge(workspace)
     assert not decision.promoted
     assert decision.why == f"it does not say where it comes from ({STORE})"
+    with pytest.raises(CscError, match="no scores under room"):
+        differences(pa.table({"a": [1]}), pa.table({"a": [1]}), ["room"], configured(workspace))
     registry.tag(version, {STORE: "s", "csc.variant": "another"})
     assert "is of variant another" in judge(workspace).why
 
@@ -212,12 +217,12 @@ def test_versions_trained_with_who_is_forgotten_are_flagged(workspace: Path) -> 
     registry, dataset = registry_of(workspace), only(workspace / "mixtures")
     index = dataset.read_json("index.json")
     someone = index["speakers"][0]
-    assert not flag_forgotten(registry, ["nobody/at-all"], [], {index["store"]})
+    assert not flag_forgotten(registry, ["nobody/at-all"], [], set())
     numbers = [version.number for version in registry.versions()]
-    assert sorted(flag_forgotten(registry, [someone], [], {index["store"]})) == sorted(numbers)
+    assert sorted(flag_forgotten(registry, [someone], [], set())) == sorted(numbers)
     assert registry.version(numbers[0]).tags[FORGOTTEN] == someone
     assert any("forgotten" in line for line in lines(registry, registry.version(numbers[0])))
-    flag_forgotten(registry, [], ["a/recording.wav"], set())
+    flag_forgotten(registry, [], ["a/recording.wav"], {index["store"]})
     assert registry.version(numbers[0]).tags[FORGOTTEN] == f"{someone}, a/recording.wav"
 
 
@@ -239,11 +244,25 @@ def test_an_evaluation_by_a_list_of_files(workspace: Path, tmp_path: Path) -> No
     path = write_list(tmp_path)
     code, said = ask("evaluate", workspace, "--trials", path, "--audio", tmp_path)
     assert code == 0, said
-    assert re.search(r"8 speakers\],\s+72 trials", said)
+    assert re.search(r"8 speakers\],\s+80 trials", said)
     assert "left out: noise_0_db, as the list has no noise" in said
     code, said = ask("evaluate", workspace, "--trials", path)
     assert code == 2
     assert "--trials and --audio go together" in said
+
+
+def test_scores_are_normalised_by_a_cohort_where_that_is_asked_for(workspace: Path) -> None:
+    code, said = ask("evaluate", workspace, "--set", "evaluate.cohort=6")
+    assert code == 0, said
+    assert "AS-norm" in said
+    (rows,) = (
+        about["results"]
+        for path in (workspace / "evaluations").glob("*/index.json")
+        for about in [json.loads(path.read_text())]
+        if any(row["system"] == "csc, AS-norm" for row in about["results"])
+    )
+    by_system = {row["system"]: row["eer"]["value"] for row in rows if row["condition"] == "clean"}
+    assert by_system["csc, AS-norm"] != by_system["csc"]
 
 
 def test_the_trials_of_a_split_are_written_down(workspace: Path, tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ def test_a_file_that_cannot_be_used_does_not_cost_the_others(ask: Ask, tmp_path:
     assert "unreadable" in rows[0]["error"]
 
 
+def test_a_device_that_is_not_there_is_named(ask: Ask, tmp_path: Path) -> None:
+    code, said = ask("embed", PAIR[0], "--out", tmp_path / "v.npz", "--device", "gpu")
+    assert code == 1
+    assert "--device gpu:" in said
+
+
 def test_an_output_of_another_kind_is_refused(ask: Ask, tmp_path: Path) -> None:
     code, said = ask("embed", PAIR[0], "--out", tmp_path / "vectors.csv")
     assert code == 1
@@ -116,6 +122,11 @@ def test_vectors_of_another_model_are_not_compared(
     assert code == 1
     assert "ann in" in said
     assert "enrolled with another model" in said
+    ask("embed", PAIR[0], "--out", tmp_path / "vectors.parquet")
+    code, said = ask("enrol", "bob", PAIR[0], "--gallery", tmp_path / "vectors.parquet")
+    assert code == 1
+    assert "vectors.parquet is no gallery" in said
+    assert len(pq.read_table(tmp_path / "vectors.parquet")) == 3  # and stays what it was
     gallery.write_bytes(b"no parquet")
     assert "is no gallery" in ask("identify", PAIR[0], "--gallery", gallery)[1]
 

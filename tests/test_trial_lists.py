@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import CscError
 from pipeline.shards import read_catalogue
+from pipeline.sides import TrialAudio
 from pipeline.storage import Folder
 from pipeline.trial_lists import COLUMNS, Pair, read_voxceleb, speakers_of, table
 from pipeline.trial_sources import Source, listed, open_source
@@ -32,6 +33,9 @@ def write_list(root: Path, speakers: int = 8, each: int = 3) -> Path:
         names = [f"p{speaker}/{take}.wav" for take in range(each)]
         lines += [f"1 {one} {other}" for one in names for other in names if one != other]
         lines += [f"0 p{(speaker + 1) % speakers}/0.wav {name}" for name in names]
+        alone = root / f"p{speaker}" / "enrolled.wav"  # which is no test
+        soundfile.write(alone, voice(speaker, each, 1.0), 16_000)
+        lines.append(f"1 p{speaker}/enrolled.wav p{speaker}/0.wav")
     (root / "list.txt").write_text("\n".join(lines) + "\n")
     return root / "list.txt"
 
@@ -75,7 +79,30 @@ def test_files_are_looked_at_once(root: Path, tmp_path: Path) -> None:
     told: list[int] = []
     for _ in range(2):
         listed(root / "list.txt", root, Folder.at(tmp_path), lambda done, _: told.append(done))
-    assert told == list(range(1, 25))
+    assert told == list(range(1, 33))
+
+
+def test_a_file_that_has_changed_is_looked_at_again(tmp_path: Path, store: Folder) -> None:
+    write_list(tmp_path)
+    before = source(tmp_path, tmp_path / "kept", store)
+    trials, read = open_source(before)
+    changed = tmp_path / trials.utterances["path"][0].as_py()
+    soundfile.write(changed, voice(9, 0, 1.1), 16_000)
+    with pytest.raises(CscError, match="has changed"):
+        read(trials.utterances.slice(0, 1))
+    after, read = open_source(source(tmp_path, tmp_path / "kept", store))
+    assert after.hash != trials.hash
+    assert len(read(after.utterances.slice(0, 1))[0]) == 17_600
+
+
+def test_what_is_only_enrolled_has_nobody_over_it(
+    root: Path, tmp_path: Path, store: Folder
+) -> None:
+    trials, read = open_source(source(root, tmp_path, store))
+    names = trials.utterances["path"].to_pylist()
+    place = next(row for row, name in enumerate(names) if name.endswith("enrolled.wav"))
+    side = TrialAudio(read, trials, [place]).side(place, "clean")
+    assert len(side.mixture) == 16_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), min_size=1))
@@ -124,8 +151,9 @@ def test_too_few_speakers_are_refused(tmp_path: Path, store: Folder) -> None:
     path = write_list(few, speakers=5)
     rows = [f"0 p{other}/0.wav p0/0.wav" for other in range(1, 5)]
     path.write_text(path.read_text() + "\n".join(rows))
-    with pytest.raises(CscError, match="none is left to talk over it"):
-        open_source(source(few, tmp_path / "kept", store))
+    trials, _ = open_source(source(few, tmp_path / "kept", store))
+    assert list(trials.conditions) == ["clean"]
+    assert "nearly all of its speakers" in trials.skipped["sir_0_db"]
 
 
 def test_the_table_says_all_that_a_side_is_made_of(store: Folder) -> None:

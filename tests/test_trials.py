@@ -41,9 +41,23 @@ def test_trials_are_well_formed(trials: Trials) -> None:
     assert counts.max() == CONFIG.nontargets_per_test
 
 
-def test_a_test_side_has_trials_of_both_kinds_or_none(trials: Trials) -> None:
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_test_side_has_trials_of_both_kinds_or_none(catalogue: pa.Table, together: int) -> None:
+    config = TrialConfig(enrolment_utterances=together, nontargets_per_test=5)
+    trials = make_trials(catalogue, "test", config, seed=1)
     targets = set(trials.test[trials.target].tolist())
     assert targets == set(trials.test[~trials.target].tolist())
+
+
+def test_a_split_in_which_few_can_be_enrolled_is_refused(catalogue: pa.Table) -> None:
+    speech = catalogue.filter(pc.equal(catalogue["kind"], "speech"))
+    speech = speech.filter(pc.equal(speech["split"], "test"))
+    names = sorted(set(speech["speaker_id"].to_pylist()))
+    first = speech.filter(pc.equal(speech["speaker_id"], names[0]))
+    rest = [speech.filter(pc.equal(speech["speaker_id"], name)).slice(0, 1) for name in names[1:]]
+    config = TrialConfig(enrolment_utterances=2)
+    with pytest.raises(CscError, match="too few speakers who can be enrolled by 2"):
+        make_trials(pa.concat_tables([first, *rest]), "test", config, seed=1)
 
 
 def test_half_of_the_nontargets_are_of_one_gender(catalogue: pa.Table) -> None:
@@ -78,7 +92,7 @@ def test_conditions_that_lack_their_noise_are_left_out_and_said(catalogue: pa.Ta
     assert set(trials.conditions) == set(CONFIG.conditions) - set(trials.skipped)
     assert (trials.noise == NONE).all()
     trials.require([CLEAN, "two_0_db"])
-    with pytest.raises(CscError, match="noise_0_db: split 'test' has no noise: ingest some"):
+    with pytest.raises(CscError, match="noise_0_db: split 'test' has no noise; ingest some"):
         trials.require([CLEAN, "noise_0_db"])
 
 
