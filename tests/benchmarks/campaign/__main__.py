@@ -18,7 +18,7 @@ from tests.benchmarks.campaign.scoring import (
     table,
     write_scores,
 )
-from tests.benchmarks.campaign.systems import CSC_SYSTEMS, PAIRS, PEER_STEPS, PEERS, Stage
+from tests.benchmarks.campaign.systems import CSC_SYSTEMS, PAIRS, PEERS, Stage
 from tests.benchmarks.campaign.training import train_csc, train_peer
 
 FILE = str(Path(__file__).parent / "campaign.toml")
@@ -58,7 +58,7 @@ def run(name: str, seed: int, given: Given) -> None:
         embed, model = csc_embed(folder)
         improvement = {split: judges[split].improvement_db(model) for split in SPLITS}
     elif name in PEERS:
-        config = configured(Stage("wild", PEER_STEPS), seed, given)
+        config = configured(Stage("wild", PEERS[name]), seed, given)
         if not (root / "cost.json").exists():
             train_peer(name, config, seed, root)
         cost = json.loads((root / "cost.json").read_text())["core_s"]
