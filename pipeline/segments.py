@@ -129,7 +129,8 @@ class _Cutter:
                 start = max(cut + int(np.argmax(speech[cut:])) - pad, cut)
             if not last and len(speech) - turn_stop <= pause:
                 return segments, start
-            segments.append((start, stop))
+            if start < turn_stop:  # else a cut took all that was said, and left padding
+                segments.append((start, stop))
         return segments, len(speech) if last else max(len(speech) - pad, 0)
 
     def _silence(self, start: int, stop: int) -> Piece:

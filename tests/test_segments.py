@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from silero_vad.sequence_vad import SileroVADSequence
 
@@ -55,6 +55,8 @@ PARTS = st.lists(
 
 
 @given(PARTS, st.sampled_from([1, 5, 64, 5_000]), st.floats(2.5, 15.0))
+@example([(2, 5.0, 0.0)], 1, 2.5)
+@example([(2, 3.0, 0.0)], 64, 2.5)
 @settings(max_examples=25, deadline=None)
 def test_pieces_are_the_same_however_the_stream_comes(
     parts: list[tuple[int, float, float]], at_once: int, longest: float
