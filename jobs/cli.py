@@ -12,7 +12,7 @@ import typer
 from jobs.cli_datasets import check, export, import_app, show
 from jobs.cli_models import compare, lineage, models
 from jobs.cli_tryouts import try_app
-from jobs.cli_using import embed, enrol, identify, onnx, separate
+from jobs.cli_using import ModelOption, embed, enrol, identify, onnx, separate
 from jobs.options import (
     ConfigOption,
     FreshOption,
@@ -292,12 +292,7 @@ def promote(
 def verify(
     enrolment: Annotated[str, typer.Argument(help="A clean recording of one speaker.")],
     test: Annotated[str, typer.Argument(help="A recording, with other voices in it or not.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="models:/NAME/VERSION, or a folder; without it, the champion."
-        ),
-    ] = None,
+    model: ModelOption = None,
     prior: Annotated[
         float,
         typer.Option(min=0.001, max=0.999, help="How probable one speaker is before listening."),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from csc_model.model import CONFIG_FILE, CSC, WEIGHTS_FILE
-from jobs.scoring import Embed, Views, embed_mfcc, embed_with, improvement_db
+from jobs.scoring import Embed, Views, embed_mfcc, embed_with, improvement_db, padded
 from pipeline.audio import to_float
 from pipeline.schema import (
     Runner,
@@ -200,8 +200,7 @@ def _improvements_db(
     gains = []
     for side in sides:
         mixture = torch.from_numpy(side.mixture).to(device)
-        references = torch.zeros(model.config.num_slots, len(mixture), device=device)
-        references[:voices] = torch.from_numpy(side.voices[:voices])
+        references = padded(side.voices[:voices], model.config.num_slots).to(device)
         sources = model.separate(mixture)
         gains.append(float(improvement_db(sources[None], mixture[None], references[None])))
     return np.array(gains, np.float32)

@@ -108,11 +108,11 @@ class Evaluator:
 
 
 def _scores(embeddings: Embeddings, system: System, cohort: Views | None) -> ByCondition:
-    clean = embeddings.of(system, CLEAN).views
-    return {
-        name: score(embeddings.of(system, name).views, clean, embeddings.trials, cohort)
-        for name in embeddings.trials.conditions
-    }
+    clean, scores = embeddings.of(system, CLEAN).views, {}
+    for name in embeddings.trials.conditions:
+        views = clean if name == CLEAN else embeddings.of(system, name).views
+        scores[name] = score(views, clean, embeddings.trials, cohort)
+    return scores
 
 
 def evaluation_id(

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from csc_model.losses import best_permutation, pairwise_separation_loss
 from csc_model.model import CSC
+from jobs.scoring import matched, padded
 from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.sides import Side
@@ -50,12 +50,13 @@ def quality(model: CSC, sides: Sequence[Side], voices: int) -> dict[str, dict[st
     `voices` is how many there are in each side, no more than the model has slots. What a measure
     cannot tell of is left out.
     """
+    known = measures()
     found: dict[str, dict[str, list[float]]] = {
-        name: {"mixture": [], "separated": []} for name in measures()
+        name: {"mixture": [], "separated": []} for name in known
     }
     for side in sides:
         separated = _target(model, side, voices)
-        for name, measure in measures().items():
+        for name, measure in known.items():
             found[name]["mixture"].append(measure(side.voices[0], side.mixture))
             found[name]["separated"].append(measure(side.voices[0], separated))
     return {
@@ -68,7 +69,5 @@ def quality(model: CSC, sides: Sequence[Side], voices: int) -> dict[str, dict[st
 def _target(model: CSC, side: Side, voices: int) -> Floats:
     """Separate a side and return the slot that holds the target, by the best permutation."""
     sources = model.separate(torch.from_numpy(side.mixture))
-    references = torch.zeros_like(sources)
-    references[:voices] = torch.from_numpy(side.voices[:voices])
-    _, assignment = best_permutation(pairwise_separation_loss(sources[None], references[None]))
-    return np.asarray(sources[assignment[0, 0]].numpy(), np.float32)
+    references = padded(side.voices[:voices], len(sources))
+    return np.asarray(matched(sources[None], references[None])[0, 0].numpy(), np.float32)

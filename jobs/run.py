@@ -317,9 +317,8 @@ def forget(run: Run, speakers: Sequence[str], recordings: Sequence[str]) -> None
     """Take speakers and recordings out of all stores of the workspace, and name what they made."""
     names = [*speakers, *recordings]
     before = _stores(run)
-    utterances, mixtures = run.workspace.utterances, run.workspace.mixtures
-    roots = sorted({file.name.partition("/")[0] for file in utterances.list() if "/" in file.name})
-    count = forget_sources([utterances.child(root) for root in roots], names)
+    mixtures = run.workspace.mixtures
+    count = forget_sources(_store_roots(run), names)
     say(f"  {count} recording(s) or span(s) removed; no later ingest reads them")
     left = _stores(run)
     for file in mixtures.list():
@@ -340,6 +339,10 @@ def forget(run: Run, speakers: Sequence[str], recordings: Sequence[str]) -> None
 
 def _stores(run: Run) -> set[str]:
     """Return the ids of all generations of all stores of the workspace."""
+    return {name for root in _store_roots(run) for name in index_ids(root)}
+
+
+def _store_roots(run: Run) -> list[Folder]:
     utterances = run.workspace.utterances
-    roots = {file.name.partition("/")[0] for file in utterances.list() if "/" in file.name}
-    return {name for root in roots for name in index_ids(utterances.child(root))}
+    roots = sorted({file.name.partition("/")[0] for file in utterances.list() if "/" in file.name})
+    return [utterances.child(root) for root in roots]

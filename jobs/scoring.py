@@ -18,6 +18,7 @@ from csc_model.losses import SILENT, best_permutation, pairwise_separation_loss,
 from csc_model.metrics import Trials as ScoredTrials
 from csc_model.mfcc import mfcc_statistics
 from csc_model.model import ACTIVE, CSC, best_view
+from csc_model.objective import in_order
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.trials import Trials
 
@@ -86,16 +87,26 @@ def scored(trials: Trials, scores: NDArray[np.float64]) -> ScoredTrials:
     return ScoredTrials(scores, trials.target, enrolled[trials.enrolment], speaker[trials.test])
 
 
+def matched(sources: Tensor, references: Tensor) -> Tensor:
+    """Put sources in the order of their references, `(mixture, slot, time)` both."""
+    _, assignment = best_permutation(pairwise_separation_loss(sources, references))
+    return in_order(sources, assignment)
+
+
+def padded(voices: Samples, num_slots: int) -> Tensor:
+    """Return voices `(voice, time)` as references `(slot, time)`: further slots are silent."""
+    silent = torch.zeros(num_slots - len(voices), voices.shape[-1])
+    return torch.cat([torch.from_numpy(voices), silent])
+
+
 def improvement_db(sources: Tensor, mixtures: Tensor, references: Tensor) -> Tensor:
     """Return by how much SI-SNR is above the mixture's, in the mean over who speaks: `(mixture,)`.
 
     Mixtures are `(mixture, time)`, sources and references `(mixture, slot, time)`, matched by the
     best permutation; nan where nobody speaks.
     """
-    _, assignment = best_permutation(pairwise_separation_loss(sources, references))
-    index = assignment.unsqueeze(-1).expand_as(sources)
     before = si_snr_db(mixtures.unsqueeze(1).expand_as(references), references)
-    gains = si_snr_db(sources.gather(1, index), references) - before
+    gains = si_snr_db(matched(sources, references), references) - before
     speaks = references.square().mean(-1) >= SILENT
     return gains.where(speaks, gains.new_tensor(float("nan"))).nanmean(-1)
 

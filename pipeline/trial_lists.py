@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.audio import Pcm, load, to_pcm
+from pipeline.audio import Pcm, load, to_float, to_pcm
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
 from pipeline.schema import CATALOGUE, OnProgress, content_id
@@ -155,7 +155,7 @@ def catalogue_of(pairs: Sequence[Pair], read: FileReader, on_progress: OnProgres
                 "path": name,
                 "kind": "speech",
                 "num_samples": len(pcm),
-                "level_dbfs": active_level_dbfs(pcm * np.float32(1 / 32768)),
+                "level_dbfs": active_level_dbfs(to_float(pcm)),
             }
         )
         on_progress(done, len(ordered))
