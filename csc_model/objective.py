@@ -110,9 +110,10 @@ class Objective(nn.Module):
             part.requires_grad_(not freeze_separator)
 
     def forward(self, episodes: Episodes, contrastive_weight: float = 1.0) -> Losses:
-        """Return the losses, averaged so that the mean over equal ranks is that of one process.
+        """Return the losses, averaged so that the mean over ranks is that of one process.
 
-        Every rank has as many episodes, of as many conditions and slots.
+        Every rank has as many conditions and slots, and for a set other than the table as many
+        episodes.
         """
         episodes = anchor_first(episodes)
         if self.separation_only:
@@ -145,7 +146,7 @@ class Objective(nn.Module):
         with torch.autocast(sources.device.type, enabled=False):
             sources, references = full(sources), episodes.references.flatten(0, 1)
             costs, assignment = best_permutation(pairwise_separation_loss(sources, references))
-            separation = _without_sources(costs, sources, episodes).mean()
+            separation = _over_all(_without_sources(costs, sources, episodes))
         anchors = has_anchor(episodes).flatten()
         nothing = separation.new_zeros(())
         return Losses(*[nothing] * len(Losses._fields))._replace(
@@ -163,7 +164,7 @@ class Objective(nn.Module):
     ) -> Losses:
         references = episodes.references.flatten(0, 1)
         costs, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
-        separation = _without_sources(costs, output.sources, episodes).mean()
+        separation = _over_all(_without_sources(costs, output.sources, episodes))
         heard = None if is_heard is None else is_heard.gather(1, assignment)
         activity = _activity(output, episodes, assignment, heard)
         slots = in_order(output.embeddings, assignment)
@@ -307,6 +308,11 @@ def in_order(embeddings: Tensor, assignment: Tensor) -> Tensor:
     """Return the slots' embeddings `(mixture, slot, dim)` in the order of the references."""
     index = assignment.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1])
     return embeddings.gather(1, index)
+
+
+def _over_all(costs: Tensor) -> Tensor:
+    """Return the mean of costs `(mixture,)` over the mixtures of all ranks."""
+    return global_mean(costs, torch.ones_like(costs, dtype=torch.bool))
 
 
 def _without_sources(costs: Tensor, sources: Tensor, episodes: Episodes) -> Tensor:

@@ -9,6 +9,7 @@ from csc_model.attention import draw_allowed
 from csc_model.objective import Episodes
 from pipeline.draws import stream_key
 from pipeline.loader import Batch
+from pipeline.order import Share
 from pipeline.render import render
 from pipeline.speeds import draw_speeds, played
 
@@ -20,12 +21,13 @@ def to_episodes(
     bank: Tensor | None,
     seed: int,
     step: int,
-    rank: int,
-    world: int,
+    share: Share | None = None,
     speeds: Sequence[float] = (),
     num_speakers: int = 0,
 ) -> Episodes:
-    """Render a batch on its device and draw this rank's share of the global attention masks.
+    """Render a batch on its device and draw its share of the global attention masks.
+
+    Without a share, the batch is the global one.
 
     Nobody attends to a mixture that lacks the anchor, unless nothing else is left. With `speeds`,
     known voices are played at them or as they are; at the n-th, speaker s of `num_speakers` is
@@ -33,7 +35,7 @@ def to_episodes(
     """
     sources, speakers, anchors = batch.sources, batch.speakers, batch.anchors
     if speeds:
-        which = draw_speeds(len(speeds), batch.pick.shape, seed, step, rank, world)
+        which = draw_speeds(len(speeds), batch.pick.shape, seed, step, share)
         which = which.to(speakers.device)
         which[:, :, :-1][speakers < 0] = 0  # of several voices in one line, or of nobody
         which[:, :, -1] = 0
@@ -44,9 +46,10 @@ def to_episodes(
         anchors = anchors + num_speakers * which[:, :, 0].amax(1)  # 0 where it is absent
         speakers = (speakers + num_speakers * which[:, :, :-1]).masked_fill(gone, -1)
     rendered = render(sources, batch.gains_db, batch.rooms, bank)
-    share, conditions = batch.speakers.shape[:2]
+    count, conditions = batch.speakers.shape[:2]
+    share = share or Share.of(count)
     generator = torch.Generator().manual_seed(stream_key(seed, "attention", step) % 2**63)
-    allowed = draw_allowed(share * world, conditions, generator)[rank * share : (rank + 1) * share]
+    allowed = draw_allowed(share.total, conditions, generator)[share.first : share.stop]
     heard = (batch.speakers[:, :, 0] >= 0).unsqueeze(1)
     itself = torch.eye(conditions, dtype=torch.bool, device=heard.device)
     allowed = allowed.to(heard.device) & heard

@@ -1,5 +1,6 @@
 """Starting or joining Ray, quietly."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ def ray_session(config: Config) -> Iterator[None]:
         return
     own: dict[str, Any] = {}
     if config.ray.address == "local":
-        own["num_cpus"] = max(os.cpu_count() or 1, config.train.workers)
+        workers = config.train.workers * config.ray.workers.cpus
+        own["num_cpus"] = max(os.cpu_count() or 1, math.ceil(workers))
         own["include_dashboard"] = False
     try:
         ray.init(address=config.ray.address, log_to_driver=False, logging_level="ERROR", **own)

@@ -26,6 +26,12 @@ class TrainConfig(Strict):
     """How the model is trained. Batches are global: more workers mean smaller shares."""
 
     workers: int = Field(2, ge=1, description="processes, each with a GPU if there are as many")
+    min_workers: int = Field(
+        0, ge=0, description="to go on with when nodes are lost; 0: always as many as `workers`"
+    )
+    retries: int = Field(
+        2, ge=-1, description="from the last checkpoint, when workers or nodes die; -1: for ever"
+    )
     steps: int = Field(10_000, ge=1)
     batch_size: int = Field(16, ge=1, description="episodes of a global batch")
     remix: bool = Field(True, description="mix the voices of a batch anew in every epoch")
@@ -82,6 +88,11 @@ class TrainConfig(Strict):
         return speeds
 
     @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while training goes on."""
+        return 0 < self.min_workers < self.workers
+
+    @property
     def separation_only(self) -> bool:
         """Whether voices are pulled apart and nobody's is learned: a run to begin others with."""
         return self.contrastive_weight == 0
@@ -91,6 +102,13 @@ class TrainConfig(Strict):
         if self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of workers {self.workers}"
+            )
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} are more than workers {self.workers}")
+        if self.elastic and (self.accumulate > 1 or self.contrast.set != "table"):
+            raise ValueError(
+                "min_workers makes shares of a batch uneven: leave it out, or set accumulate to 1 "
+                "and contrast.set to table"
             )
         if self.batch_size // self.workers % self.accumulate:
             raise ValueError(
@@ -135,10 +153,44 @@ class MlflowConfig(Strict):
     model: str = "csc-speaker-encoder"
 
 
-class RayConfig(Strict):
-    """Which Ray to use: `local` starts one that ends with the command."""
+class TaskNeeds(Strict):
+    """What a task of ingest, build or evaluation needs of a node."""
 
-    address: str = "local"
+    cpus: float = Field(1.0, gt=0)
+    memory_gb: float = Field(0.0, ge=0, description="that must be free; 0: not asked for")
+    resources: dict[str, float] = Field({}, description="as nodes are labelled: {data = 0.01}")
+
+    def asked(self, gpus: float = 0) -> dict[str, Any]:
+        """Return it in Ray's words."""
+        needs: dict[str, Any] = {"num_cpus": self.cpus}
+        if gpus:
+            needs["num_gpus"] = gpus
+        if self.memory_gb:
+            needs["memory"] = self.memory_gb * 1e9
+        return needs | ({"resources": self.resources} if self.resources else {})
+
+
+class WorkerNeeds(Strict):
+    """What a training worker needs of a node."""
+
+    cpus: float = Field(1.0, gt=0)
+    gpus: float | None = Field(
+        None, ge=0, description="unset: one each, if the cluster has them already; 1: waits for it"
+    )
+    resources: dict[str, float] = Field({}, description="as nodes are labelled: {gpu_node = 0.01}")
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+
+
+class RayConfig(Strict):
+    """Which Ray to use, and what each stage needs of its nodes."""
+
+    address: str = Field("local", description="`local` starts one that ends with the command")
+    tasks: TaskNeeds = TaskNeeds()
+    workers: WorkerNeeds = WorkerNeeds()
+    cache_gb: float = Field(
+        20.0, ge=0, description="of remote mixture shards that a node keeps; 0: none"
+    )
+    cache_folder: str = Field("", description="for them; unset: in the system's temporary folder")
 
 
 class Config(Strict):
@@ -262,15 +314,17 @@ def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
 def _read(source: str) -> Tree:
     path, embedded = Path(source), EMBEDDED / f"{source}.toml"
     try:
+        if path.suffix == ".json":  # as csc config prints it
+            return json.loads(path.read_text())
         text = path.read_text() if path.suffix == ".toml" else embedded.read_text()
         return tomllib.loads(text)
     except FileNotFoundError:
         names = sorted(path.stem for path in EMBEDDED.glob("*.toml"))
         raise CscError(
-            f"no configuration {source!r}: give the path of a .toml file, or one of "
+            f"no configuration {source!r}: give the path of a .toml or .json file, or one of "
             f"{', '.join(names)}"
         ) from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise CscError(f"{source}: {error}; correct the file") from None
 
 

@@ -32,6 +32,7 @@ from jobs.validation import Found, Validator
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
 from pipeline.loader import Batch, EpisodeLoader, audio_seconds
+from pipeline.nearby import Nearby, own_folder
 from pipeline.speeds import voices
 from pipeline.storage import Folder
 
@@ -85,6 +86,7 @@ class Worker:
             self.train_data.rooms,
             rank=self.rank,
             world=self.world,
+            share=self.train_data.share,
             wrap=ray.train.torch.prepare_model,
         )
         self.state = State(0, 0, 1.0)
@@ -100,10 +102,13 @@ class Worker:
         step = BACKWARD_FORWARD * count(separation_only=train.separation_only, views=train.views)
         if train.freeze_separator:  # which is not gone through backwards
             step -= (BACKWARD_FORWARD - 1) * count(separation_only=True)
-        mixtures = train.batch_size // self.world * mixing.conditions
+        mixtures = self.train_data.share.count * mixing.conditions
         return Work(step * mixtures, peak_flops(objective.table.device))
 
     def _loader(self, split: str) -> EpisodeLoader:
+        kept, ray_config = None, self.config.ray
+        if ray_config.cache_gb:
+            kept = Nearby(own_folder(ray_config.cache_folder), int(1e9 * ray_config.cache_gb))
         return EpisodeLoader(
             self.job.dataset,
             split,
@@ -112,6 +117,7 @@ class Worker:
             rank=self.rank,
             world=self.world,
             remix=self.config.train.remix and split == "train",
+            nearby=kept,
         )
 
     def resume(self) -> None:
@@ -134,7 +140,7 @@ class Worker:
         for batch in self.train_data.endless(self.state.step):
             meter.passed("data_wait")
             losses, grad_norm = self._step(batch, meter)
-            seconds = audio_seconds(batch) * self.world
+            seconds = audio_seconds(batch) * train.batch_size / self.train_data.share.count
             meter.stepped(losses, grad_norm, self.stepper.learning_rate, seconds)
             self.state = self.state._replace(step=self.state.step + 1)
             due = self.state.step % train.validate_every == 0 or self.state.step == train.steps
@@ -183,7 +189,7 @@ class Worker:
 
     def _line(self, meter: Meter) -> dict[str, float]:
         """Return what is logged: losses are means over ranks, times are those of each."""
-        line = meter.line()
+        line = meter.line() | {"workers": float(self.world)}
         if self.world == 1:
             return line
         losses = torch.tensor([line[name] for name in Losses._fields], device=self.stepper.device)

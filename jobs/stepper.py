@@ -24,6 +24,7 @@ from jobs.schedules import factor
 from pipeline.draws import stream_key
 from pipeline.errors import CscError
 from pipeline.loader import Batch
+from pipeline.order import Share
 
 
 class NoNumberError(CscError):
@@ -97,7 +98,8 @@ def build_optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Op
 class Stepper:
     """What is trained, on one device of one rank.
 
-    `wrap` makes of the objective what exchanges gradients with the other ranks.
+    `share` says which episodes of a global batch are this rank's: without it, all. `wrap` makes of
+    the objective what exchanges gradients with the other ranks.
     """
 
     def __init__(
@@ -108,9 +110,11 @@ class Stepper:
         *,
         rank: int = 0,
         world: int = 1,
+        share: Share | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         self.config, self.objective, self.rank, self.world = config, objective, rank, world
+        self.share = share
         self.device = objective.table.device
         self.bank = None if bank is None else bank.to(self.device)
         self.average: Average | None = None
@@ -164,8 +168,7 @@ class Stepper:
             self.bank,
             self.config.seed,
             step,
-            self.rank,
-            self.world,
+            self.share,
             train.speeds,
             len(self.objective.table) // (1 + len(train.speeds)),
         )

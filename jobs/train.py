@@ -17,6 +17,7 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from csc_model.config import VARIANT
 from csc_model.model import CONFIG_FILE, CSC, WEIGHTS_FILE
@@ -54,7 +55,9 @@ class Trained(NamedTuple):
 
 def model_id(dataset: dict[str, Any], config: Config) -> str:
     """Return the name of a training run: a hash of all that its result depends on."""
-    train = config.train.model_dump(exclude={"checkpoint_minutes", "threads"})
+    train = config.train.model_dump(
+        exclude={"checkpoint_minutes", "threads", "min_workers", "retries"}
+    )
     parts = (config.model.model_dump(), train, config.evaluate.trials.model_dump())
     return config_hash([VARIANT, dataset["id"], config.seed, parts])
 
@@ -128,9 +131,9 @@ def _fit(
     run_id: str,
     num_speakers: int,
 ) -> ray.train.Checkpoint:
-    reporter = ray.remote(num_cpus=0)(Reporter).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reporter = ray.remote(num_cpus=0, scheduling_strategy=here)(Reporter).remote()
     filesystem, path = arrow_filesystem(folder.uri)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
@@ -141,15 +144,13 @@ def _fit(
             "num_speakers": num_speakers,
             "reporter": reporter,
         },
-        scaling_config=ScalingConfig(
-            num_workers=config.train.workers, use_gpu=gpus >= config.train.workers
-        ),
+        scaling_config=_scaling(config),
         run_config=RunConfig(
             name=RAY_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=2),
+            failure_config=FailureConfig(max_failures=config.train.retries),
             worker_runtime_env={"env_vars": WORKER_ENV},
         ),
     )
@@ -166,6 +167,24 @@ def _fit(
     if result.checkpoint is None:
         raise CscError(f"training left no checkpoint in {folder.uri}: run again with --fresh")
     return result.checkpoint
+
+
+def _scaling(config: Config) -> ScalingConfig:
+    """Return how many workers there are to be, and what each has of a node."""
+    train, needs = config.train, config.ray.workers
+    least = train.min_workers if train.elastic else train.workers
+    gpus = needs.gpus
+    if gpus is None:
+        gpus = float(ray.cluster_resources().get("GPU", 0) >= least)
+    return ScalingConfig(
+        num_workers=(least, train.workers) if train.elastic else train.workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": needs.cpus, **needs.resources}
+        | ({"GPU": gpus} if gpus else {}),
+        placement_strategy=needs.placement,
+        # A group that grows goes back to its last checkpoint: never without a new one.
+        elastic_resize_monitor_interval_s=60 * train.checkpoint_minutes,
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.audio import Pcm
 from pipeline.commits import ShardRecord
 from pipeline.errors import CscError
+from pipeline.nearby import Nearby
 from pipeline.schema import EPISODE
 from pipeline.shards import damaged, open_shard
 from pipeline.storage import Folder
@@ -126,13 +127,17 @@ class EpisodeShard:
         checksum: str,
         rows_per_group: int,
         num_samples: int,
+        nearby: Nearby | None = None,
     ) -> None:
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.nearby = folder, name, nearby
         self.rows_per_group, self.num_samples = rows_per_group, num_samples
         self._lock, self._good = Lock(), set[int]()
         with self._blamed():
-            self._file = open_shard(folder, name)
-            self._mapped = mapped(folder, name) if folder.is_local else None
+            self._source = source = folder.open_input(name)
+            self._mapped = None
+            if folder.is_local:  # nothing is read by that
+                self._mapped = memoryview(source.read_buffer(source.size()))
+            self._file = open_shard(folder, name, source)
             numbers = Numbers.read(self._file)
             if numbers.checksum() != checksum:
                 raise damaged(folder, name)
@@ -161,9 +166,11 @@ class EpisodeShard:
         with self._lock, self._blamed():
             pcm = self._in_place(group, here) or self._copied(group, here)
             if group not in self._good:
-                for samples, row in zip(pcm, here, strict=True):
-                    if xxhash.xxh3_64_intdigest(samples.data) != self._numbers.pcm[row]:
-                        raise damaged(self.folder, self.name)
+                if self.nearby is not None and not self._is_whole(pcm, here):
+                    self.nearby.drop(self.folder.path(self.name), group)
+                    pcm = self._copied(group, here)
+                if not self._is_whole(pcm, here):
+                    raise damaged(self.folder, self.name)
                 self._good.add(group)
         rows = slice(start + first, start + stop)
         lines = slice(*self._bounds[[rows.start, rows.stop]].tolist())
@@ -177,25 +184,37 @@ class EpisodeShard:
             pcm[first:stop],
         )
 
+    def _is_whole(self, pcm: list[Pcm], rows: range) -> bool:
+        sums = (xxhash.xxh3_64_intdigest(samples.data) for samples in pcm)
+        return [*sums] == self._numbers.pcm[rows.start : rows.stop].tolist()
+
+    def _page(self, group: int) -> memoryview | None:
+        """Return the bytes of a row group's audio, if they are on this node or are to be kept."""
+        if self._mapped is None and self.nearby is None:
+            return None
+        chunk = self._file.metadata.row_group(group).column(self._file.metadata.num_columns - 1)
+        begin, size = chunk.data_page_offset, chunk.total_compressed_size
+        if self._mapped is not None:
+            return self._mapped[begin : begin + size]
+        assert self.nearby is not None, "asked above"
+        address = self.folder.path(self.name)
+        return self.nearby.get(address, group, lambda: self._source.read_at(size, begin))
+
     def _in_place(self, group: int, rows: range) -> list[Pcm] | None:
-        """Return the audio of a row group as views of the file, or None where it is not as plain.
+        """Return the audio of a row group as views of its page, or None where it is not as plain.
 
         A page of plain values ends with them: each its length in four bytes, and its bytes.
         """
-        if self._mapped is None:
+        page = self._page(group)
+        if page is None:
             return None
-        chunk = self._file.metadata.row_group(group).column(self._file.metadata.num_columns - 1)
-        end = chunk.data_page_offset + chunk.total_compressed_size
-        found = []
+        found, end = [], len(page)
         for row in reversed(rows):
             size = 2 * self.num_samples * int(self._numbers.num_lines[row])
             begin = end - size
-            if begin - 4 < chunk.data_page_offset or end > len(self._mapped):
+            if begin < 4 or int.from_bytes(page[begin - 4 : begin], "little") != size:
                 return None
-            if int.from_bytes(self._mapped[begin - 4 : begin], "little") != size:
-                return None
-            samples = np.frombuffer(self._mapped[begin:end], "<i2")
-            found.append(samples.reshape(-1, self.num_samples))
+            found.append(np.frombuffer(page[begin:end], "<i2").reshape(-1, self.num_samples))
             end = begin - 4
         return found[::-1]
 
@@ -208,9 +227,3 @@ class EpisodeShard:
             np.frombuffer(cell.as_buffer(), "<i2").reshape(num_lines, self.num_samples)
             for cell, num_lines in zip(column, self._numbers.num_lines[rows.start :], strict=False)
         ]
-
-
-def mapped(folder: Folder, name: str) -> memoryview:
-    """Return the bytes of a local file without reading them."""
-    with folder.open_input(name) as file:
-        return memoryview(file.read_buffer(file.size()))

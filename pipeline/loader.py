@@ -1,7 +1,8 @@
 """The loader: batch t of an epoch is a function of (seed, epoch, t), on any number of ranks.
 
-A global batch is a run of episodes in the order of the epoch, of which each rank reads an equal
-slice. The state is two integers, epoch and step, and starting anywhere costs nothing.
+A global batch is a run of episodes in the order of the epoch, of which each rank reads a slice,
+as even as whole blocks allow. The state is two integers, epoch and step, and starting anywhere
+costs nothing.
 """
 
 from collections import OrderedDict, deque
@@ -20,7 +21,8 @@ from pipeline.commits import ShardRecord
 from pipeline.datasets import Dataset, read_dataset
 from pipeline.episodes import Episodes, EpisodeShard
 from pipeline.errors import CscError
-from pipeline.order import SHUFFLED_SHARDS, Order
+from pipeline.nearby import Nearby
+from pipeline.order import SHUFFLED_SHARDS, Order, Share
 from pipeline.remix import Cast, Remix, cast
 from pipeline.render import bank_of
 from pipeline.schema import ROOMS_FILE, SAMPLE_RATE_HZ
@@ -66,7 +68,8 @@ class EpisodeLoader:
     """Reads the batches of one rank.
 
     Every rank of an epoch has `steps_per_epoch` batches; the episodes left over are others in every
-    epoch. With `remix`, each epoch mixes the same voices anew: see `Remix`.
+    epoch. With `remix`, each epoch mixes the same voices anew: see `Remix`. What is read of a
+    remote dataset is kept in `nearby`, if there is one.
 
     Raises:
         CscError: the dataset is of another version, damaged, or smaller than one batch.
@@ -83,6 +86,7 @@ class EpisodeLoader:
         world: int = 1,
         remix: bool = False,
         pin: bool | None = None,
+        nearby: Nearby | None = None,
     ) -> None:
         about = read_dataset(dataset)
         if about.num_samples is None:
@@ -90,12 +94,12 @@ class EpisodeLoader:
                 f"{dataset.uri} holds mixtures of different lengths, which make no batch: import "
                 "it with --seconds"
             )
-        if batch_size % world:
-            raise CscError(f"a batch of {batch_size} episodes cannot be shared by {world} workers")
-        self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
+        self.dataset, self.seed = dataset, seed
+        self.nearby = None if dataset.is_local else nearby
         self.mixing, self.rows_per_group = about.config.mixing, about.config.episodes_per_group
         self._turn = about.config.turn
-        self.num_samples, self.share = about.num_samples, batch_size // world
+        self.num_samples = about.num_samples
+        self.share = Share.of(batch_size, rank, world, self.rows_per_group if remix else 1)
         episodes = about.episodes.get(split, 0)
         self.steps_per_epoch = episodes // batch_size
         if not self.steps_per_epoch:
@@ -140,6 +144,7 @@ class EpisodeLoader:
                     checksum=(record.about or {})["numbers"],
                     rows_per_group=self.rows_per_group,
                     num_samples=self.num_samples,
+                    nearby=self.nearby,
                 )
             return slot.shard
 
@@ -174,14 +179,14 @@ class EpisodeLoader:
             epoch, step = epoch + 1, 0
 
     def _read(self, order: Order, turn: int, epoch: int, step: int) -> Batch:
-        first = (step * self.world + self.rank) * self.share
+        before = step * self.share.total
         parts = [
             self._shard(turn, piece.shard).read(piece.group, piece.first, piece.stop)
-            for piece in order.pieces(first, first + self.share)
+            for piece in order.pieces(before + self.share.first, before + self.share.stop)
         ]
         drawn = cast(parts, self.mixing)
         if self._remix is not None:
-            drawn = self._remix(drawn, epoch, step, self.rank)
+            drawn = self._remix(drawn, epoch, step)
         return self._batch(parts, drawn)
 
     def _batch(self, parts: list[Episodes], drawn: Cast) -> Batch:

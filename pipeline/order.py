@@ -1,13 +1,42 @@
 """The order of training as a function: which episodes global step t of an epoch consists of."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.draws import permutation, stream_key
+from pipeline.errors import CscError
 
 SHUFFLED_SHARDS = 64  # that are read at the same time: open files, and the reach of the shuffle
+
+
+class Share(NamedTuple):
+    """The episodes of a global batch that are one rank's: first, .., stop - 1 of `total`."""
+
+    first: int
+    stop: int
+    total: int
+
+    @classmethod
+    def of(cls, batch_size: int, rank: int = 0, world: int = 1, block: int = 1) -> Self:
+        """Share a batch out by whole blocks, as evenly as they allow.
+
+        Raises:
+            CscError: there are fewer blocks than ranks, or a part of one is left over.
+        """
+        blocks, rest = divmod(batch_size, block)
+        if rest or blocks < world:
+            raise CscError(
+                f"a batch of {batch_size} episodes, in blocks of {block}, cannot be shared by "
+                f"{world} workers: set train.batch_size to a multiple of both, or "
+                "build.episodes_per_group lower"
+            )
+        return cls(rank * blocks // world * block, (rank + 1) * blocks // world * block, batch_size)
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.first
 
 
 class Piece(NamedTuple):

@@ -17,9 +17,9 @@ from pipeline.casting import Rooms
 from pipeline.distributions import MixingConfig
 from pipeline.draws import Draws, stream_key
 from pipeline.episodes import Episodes
-from pipeline.errors import CscError
 from pipeline.lines import MOST_GAIN_DB
 from pipeline.mixing import TARGET_LEVEL_DBFS
+from pipeline.order import Share
 from pipeline.schema import NOISE
 
 ATTEMPTS = 12  # to mend a permutation of interferers that brings together who must not meet
@@ -60,36 +60,26 @@ def cast(parts: Sequence[Episodes], mixing: MixingConfig) -> Cast:
 
 
 class Remix:
-    """Draws gains, interferers, noises and rooms anew.
-
-    Raises:
-        CscError: a rank's share of a batch is not made of whole blocks.
-    """
+    """Draws gains, interferers, noises and rooms anew, for a share of whole blocks."""
 
     def __init__(
-        self, mixing: MixingConfig, seed: int, block: int, share: int, rooms: Rooms
+        self, mixing: MixingConfig, seed: int, block: int, share: Share, rooms: Rooms
     ) -> None:
-        if share % block:
-            raise CscError(
-                f"remix moves voices within blocks of {block} episodes, and a worker's share of a "
-                f"batch, {share}, is no multiple of it: set train.batch_size to one of "
-                f"{block} x workers, or build.episodes_per_group lower"
-            )
         self.seed, self.block, self.share, self.rooms = seed, block, share, rooms
         self._mixing = lru_cache(2)(mixing.at)
 
-    def __call__(self, drawn: Cast, epoch: int, step: int, rank: int) -> Cast:
-        """Remix the share of a rank of a global batch."""
+    def __call__(self, drawn: Cast, epoch: int, step: int) -> Cast:
+        """Remix the share of a global batch."""
         mixing = self._mixing(epoch)
         key = stream_key(self.seed, "remix", epoch, step)
-        first = rank * (self.share // self.block)
+        first = self.share.first // self.block
         blocks = [
             self._block(
                 Cast._make(field[place : place + self.block] for field in drawn),
                 Draws(key, first + number),
                 mixing,
             )
-            for number, place in enumerate(range(0, self.share, self.block))
+            for number, place in enumerate(range(0, self.share.count, self.block))
         ]
         return Cast._make(np.concatenate(fields) for fields in zip(*blocks, strict=True))
 

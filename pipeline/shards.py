@@ -53,14 +53,14 @@ def _leaves(schema: pa.Schema, but: Collection[str]) -> list[str]:
     return [path for path in paths if path not in but]
 
 
-def open_shard(folder: Folder, name: str) -> pq.ParquetFile:
-    """Open a shard for reading by row groups.
+def open_shard(folder: Folder, name: str, source: pa.NativeFile | None = None) -> pq.ParquetFile:
+    """Open a shard, or the file that it was opened as, for reading by row groups.
 
     Raises:
         CscError: naming the shard, when it is missing or is not whole.
     """
     try:
-        return pq.ParquetFile(folder.open_input(name))
+        return pq.ParquetFile(source or folder.open_input(name))
     except pa.ArrowInvalid as error:
         raise damaged(folder, name) from error
 

@@ -12,6 +12,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from pipeline.draws import Draws, stream_key
+from pipeline.order import Share
 
 FINEST = 100  # speeds are taken as hundredths
 
@@ -34,19 +35,20 @@ def play(lines: Tensor, speed: float) -> Tensor:
 
 
 def draw_speeds(
-    choices: int, shape: Sequence[int], seed: int, step: int, rank: int, world: int
+    choices: int, shape: Sequence[int], seed: int, step: int, share: Share | None = None
 ) -> Tensor:
-    """Draw which speed each source of a rank's share of a global batch is played at.
+    """Draw which speed each source of a share of a global batch, or of all, is played at.
 
     int64 `(episode, condition, slot)`: 0 for the speed as it is. A target has one speed in all
     conditions of its episode. A pure function, on any number of ranks.
     """
     episodes, conditions, slots = shape
     draws = Draws(stream_key(seed, "speeds"), step)
-    targets = draws.fractions(episodes * world, 1)
-    drawn = draws.fractions(episodes * world, conditions, slots)
+    share = share or Share.of(episodes)
+    targets = draws.fractions(share.total, 1)
+    drawn = draws.fractions(share.total, conditions, slots)
     drawn[:, :, 0] = np.broadcast_to(targets, drawn.shape[:2])
-    mine = drawn[rank * episodes : (rank + 1) * episodes]
+    mine = drawn[share.first : share.stop]
     return torch.from_numpy((mine * (choices + 1)).astype(np.int64))
 
 

@@ -15,8 +15,10 @@ from pipeline.errors import CscError
 from pipeline.schema import OnProgress, Task, Work
 
 
-def run_tasks(tasks: Sequence[Task], work: Work, on_progress: OnProgress) -> None:
-    """Do `work` on every task wherever Ray has CPUs.
+def run_tasks(tasks: Sequence[Task], work: Work, on_progress: OnProgress, **needs: Any) -> None:
+    """Do `work` on every task wherever Ray has what one of them needs.
+
+    `needs` are Ray's: `num_cpus` (1 unless given), `num_gpus`, `memory` in bytes, `resources`.
 
     Raises:
         CscError: the first that a task raised; what other tasks committed by then counts.
@@ -32,7 +34,7 @@ def run_tasks(tasks: Sequence[Task], work: Work, on_progress: OnProgress) -> Non
             return {"error": str(error)}
         return {"error": ""}
 
-    dataset = ray.data.from_arrow(plan, override_num_blocks=len(tasks)).map(run)
+    dataset = ray.data.from_arrow(plan, override_num_blocks=len(tasks)).map(run, **needs)
     for done, row in enumerate(dataset.iter_rows(), start=1):
         if row["error"]:
             raise CscError(row["error"])

@@ -12,15 +12,15 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 RANKS = [
     {"errors"},
     {"schema", "draws"},
-    {"distributions", "storage", "audio", "patterns", "fingerprint", "tones", "speeds"},
-    {"commits", "speech", "splits", "vad", "decoder", "manifests", "duplicates"},
+    {"distributions", "strangers", "storage", "audio", "patterns", "fingerprint", "tones"},
+    {"commits", "nearby", "speech", "splits", "vad", "decoder", "manifests", "duplicates"},
     {"segments", "layouts", "responses"},
     {"casting", "windows", "order", "shards", "corpora", "render", "tasks", "speakers", "datasets"},
-    {"mixing", "planning", "rooms", "episodes", "plan", "summary"},
+    {"mixing", "speeds", "planning", "rooms", "episodes", "plan", "summary"},
     {"lines", "remix"},
     {"loader", "trials", "ingest", "build"},
     {"audit", "exchange", "sides"},
-    {"store", "trial_lists"},
+    {"store", "trial_lists", "trial_tables"},
     {"forget", "trial_sources"},
 ]
 

@@ -39,7 +39,7 @@ def assert_same_mixtures(parts: list[Batch], whole: Batch) -> None:
     assert torch.equal(sources[there], whole.sources[there])
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("epoch", [0, 3])
 @pytest.mark.parametrize("remix", [False, True])
 def test_the_global_batch_is_the_same_for_any_world(
@@ -239,8 +239,10 @@ def test_a_reader_may_stop_anywhere(dataset: Folder) -> None:
 def test_a_dataset_that_does_not_fit_is_refused(dataset: Folder, tmp_path: Path) -> None:
     with pytest.raises(CscError, match="fewer than one batch of 25"):
         loader(dataset, batch_size=25)
-    with pytest.raises(CscError, match="cannot be shared by 3"):
-        loader(dataset, world=3)
+    with pytest.raises(CscError, match="cannot be shared by 5"):
+        loader(dataset, world=5)
+    with pytest.raises(CscError, match="in blocks of 2, cannot be shared by 3"):
+        loader(dataset, world=3, remix=True)
     other = copied(dataset, tmp_path)
     other.put_json("index.json", dataset.read_json("index.json") | {"version": 99})
     with pytest.raises(CscError, match="version 99"):

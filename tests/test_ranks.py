@@ -1,4 +1,4 @@
-"""Two ranks, each with half of a batch, give the losses and gradients of one process."""
+"""Ranks, each with a share of a batch, give the losses and gradients of one process."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from csc_model.contrast import ContrastConfig
 from csc_model.model import CSC
 from csc_model.objective import Episodes, Objective
+from pipeline.order import Share
 from tests.small_models import small
 from tests.test_losses import NUM_SPEAKERS, SMALL, episodes
 
-WORLD = 2
+WORLDS = (2, 3)
 CASES: dict[str, dict[str, Any]] = {
     "table": {},
     "table_norms": {"balance": "norms"},
@@ -30,6 +31,9 @@ CASES: dict[str, dict[str, Any]] = {
     "batch_label_free": {"contrast": ContrastConfig(set="batch", label_free=True)},
     "in_mix_label_free": {"contrast": ContrastConfig(set="in_mix", label_free=True)},
 }
+
+UNEVEN = ("table", "table_norms", "no_attention", "views", "separation_only", "freeze_separator")
+"""Cases that shares of different sizes are for: one of three ranks has half of the batch."""
 
 NORMED = "ecapa"
 """A case that is normed over a rank's share of the batch: ranks agree, but not with one process."""
@@ -54,9 +58,13 @@ def uneven() -> Episodes:
     return Episodes(mixtures, references, speakers, plain.anchors, plain.allowed, mixit)
 
 
-def share(given: Episodes, rank: int) -> Episodes:
-    size = len(given.anchors) // WORLD
-    return Episodes(*(x[rank * size : (rank + 1) * size] for x in given if x is not None))
+def part(given: Episodes, rank: int, world: int) -> Episodes:
+    share = Share.of(len(given.anchors), rank, world)
+    return Episodes(*(x[share.first : share.stop] for x in given if x is not None))
+
+
+def cases(world: int) -> list[str]:
+    return [*CASES, NORMED] if world == 2 else [*UNEVEN]
 
 
 def measured(module: torch.nn.Module, given: Episodes) -> dict[str, Tensor]:
@@ -71,39 +79,46 @@ def measured(module: torch.nn.Module, given: Episodes) -> dict[str, Tensor]:
     return found | {f"loss {term}": getattr(losses, term).detach().clone() for term in terms}
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: str, world: int) -> None:
     torch.set_num_threads(1)
-    where = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=WORLD)
-    for name in (*CASES, NORMED):
+    where = f"file://{folder}/meeting-{world}"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+    for name in cases(world):
         wrapped = DistributedDataParallel(objective(name))
-        found = measured(wrapped, share(uneven(), rank))
-        save_file({k: v.contiguous() for k, v in found.items()}, f"{folder}/{name}-{rank}")
+        found = measured(wrapped, part(uneven(), rank, world))
+        save_file({k: v.contiguous() for k, v in found.items()}, f"{folder}/{name}-{world}-{rank}")
     dist.destroy_process_group()
+
+
+def found_by(ranks: int, name: str, folder: Path) -> list[dict[str, Tensor]]:
+    return [load_file(folder / f"{name}-{ranks}-{rank}") for rank in range(ranks)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), WORLD)
+    for world in WORLDS:
+        mp.spawn(work, (str(folder), world), world)
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_ranks_give_what_one_gives(name: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("world", "name"), [(world, name) for world in WORLDS for name in cases(world) if name in CASES]
+)
+def test_ranks_give_what_one_gives(world: int, name: str, folder: Path) -> None:
     alone = measured(objective(name), uneven())
-    ranks = [load_file(folder / f"{name}-{rank}") for rank in range(WORLD)]
-    assert alone.keys() == ranks[0].keys() == ranks[1].keys()
+    ranks = found_by(world, name, folder)
+    assert all(rank.keys() == alone.keys() for rank in ranks)
     for key, expected in alone.items():
-        mean = sum(rank[key] for rank in ranks) / WORLD
+        mean = sum(rank[key] for rank in ranks) / world
         torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-9, msg=f"{name} {key}")
         if not key.startswith("loss"):
-            assert torch.equal(ranks[0][key], ranks[1][key])
+            assert all(torch.equal(ranks[0][key], rank[key]) for rank in ranks)
     assert (alone["loss contrastive_nats"] > 0) == (name != "separation_only")
 
 
 def test_ranks_agree_where_each_norms_its_share(folder: Path) -> None:
-    ranks = [load_file(folder / f"{NORMED}-{rank}") for rank in range(WORLD)]
+    ranks = found_by(2, NORMED, folder)
     gradients = [key for key in ranks[0] if not key.startswith("loss")]
     assert any(key.startswith("model.ecapa") for key in gradients)
     for key in gradients:

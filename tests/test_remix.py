@@ -9,9 +9,11 @@ from pipeline.casting import Rooms
 from pipeline.distributions import MixingConfig
 from pipeline.errors import CscError
 from pipeline.mixing import TARGET_LEVEL_DBFS
+from pipeline.order import Share
 from pipeline.remix import Cast, Remix
 
 BLOCK = 4
+WHOLE = Share.of(2 * BLOCK)
 ROOMS = Rooms([range(2), range(2, 5)])
 MIXING = MixingConfig(
     interferer_shares=[0.1, 0.4, 0.5],
@@ -45,7 +47,7 @@ def scene(seed: int, episodes: int = 2 * BLOCK, speakers: int = 40) -> Cast:
     return Cast(pick, gains_db, levels_dbfs, rooms, speaker, fixed, names[:, 0], mixit)
 
 
-def remix(share: int = 2 * BLOCK, mixing: MixingConfig = MIXING) -> Remix:
+def remix(share: Share = WHOLE, mixing: MixingConfig = MIXING) -> Remix:
     return Remix(mixing, 7, BLOCK, share, ROOMS)
 
 
@@ -56,10 +58,10 @@ seeds = st.integers(0, 10_000)
 @settings(max_examples=60, deadline=None)
 def test_what_is_there_is_mixed_anew_and_nothing_is_lost(seed: int, epoch: int, step: int) -> None:
     before = scene(seed)
-    after = remix()(before, epoch, step, 0)
+    after = remix()(before, epoch, step)
     assert all(
         np.array_equal(ours, theirs)
-        for ours, theirs in zip(after, remix()(before, epoch, step, 0), strict=True)
+        for ours, theirs in zip(after, remix()(before, epoch, step), strict=True)
     )
     for name in ("anchors", "mixit", "fixed"):
         assert np.array_equal(getattr(after, name), getattr(before, name))
@@ -77,7 +79,7 @@ def test_what_is_there_is_mixed_anew_and_nothing_is_lost(seed: int, epoch: int, 
 @given(seeds, st.integers(0, 9))
 @settings(max_examples=100, deadline=None)
 def test_nobody_interferes_with_themselves(seed: int, epoch: int) -> None:
-    after = remix()(scene(seed, speakers=12), epoch, 0, 0)
+    after = remix()(scene(seed, speakers=12), epoch, 0)
     for anchor, rivals in zip(after.anchors, after.speakers[:, :, 1:-1], strict=True):
         known = [int(speaker) for speaker in rivals.ravel() if speaker >= 0]
         assert len(set(known)) == len(known)
@@ -89,7 +91,7 @@ def test_nobody_interferes_with_themselves(seed: int, epoch: int) -> None:
 @given(seeds, st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_levels_are_exactly_those_drawn(seed: int, epoch: int) -> None:
-    after = remix()(scene(seed), epoch, 0, 0)
+    after = remix()(scene(seed), epoch, 0)
     heard = after.gains_db.astype(np.float64) + after.levels_dbfs
     for place in np.ndindex(after.pick.shape[:2]):
         target, *rivals, noise = heard[place]
@@ -107,18 +109,19 @@ def test_levels_are_exactly_those_drawn(seed: int, epoch: int) -> None:
 @given(seeds)
 @settings(max_examples=40, deadline=None)
 def test_ranks_together_make_what_one_makes(seed: int) -> None:
-    whole = scene(seed)
-    alone = remix()(whole, 1, 5, 0)
+    whole = scene(seed, episodes=4 * BLOCK)
+    alone = remix(Share.of(4 * BLOCK))(whole, 1, 5)
+    shares = [Share.of(4 * BLOCK, rank, 3, BLOCK) for rank in range(3)]
     parts = [
-        remix(BLOCK)(Cast(*(field[r * BLOCK : (r + 1) * BLOCK] for field in whole)), 1, 5, r)
-        for r in range(2)
+        remix(share)(Cast(*(field[share.first : share.stop] for field in whole)), 1, 5)
+        for share in shares
     ]
     for ours, *theirs in zip(alone, *parts, strict=True):
         assert np.array_equal(ours, np.concatenate(theirs))
 
 
 def test_epochs_and_steps_differ_and_rooms_are_as_frequent_as_asked() -> None:
-    drawn = [remix()(scene(3), epoch, step, 0) for epoch in range(20) for step in range(10)]
+    drawn = [remix()(scene(3), epoch, step) for epoch in range(20) for step in range(10)]
     assert len({cast.gains_db.tobytes() for cast in drawn}) == 200
     assert len({cast.pick.tobytes() for cast in drawn}) > 150
     inside = np.array([(cast.rooms >= 0).any(-1) for cast in drawn])[:, ~scene(3).mixit]
@@ -134,13 +137,24 @@ def test_interferers_move_even_where_speakers_are_few(speakers: int) -> None:
     moved = total = 0
     for seed in range(60):
         before = scene(seed, speakers=speakers)
-        after = remix()(before, 0, seed, 0)
+        after = remix()(before, 0, seed)
         there = (before.pick[:, :, 1] >= 0) & ~before.fixed
         moved += (after.pick[:, :, 1] != before.pick[:, :, 1])[there].sum()
         total += there.sum()
     assert moved / total > 0.4
 
 
-def test_a_share_that_cuts_blocks_is_refused() -> None:
-    with pytest.raises(CscError, match="within blocks of 4 episodes"):
-        Remix(MIXING, 7, BLOCK, 6, ROOMS)
+@given(st.integers(1, 6), st.integers(1, 40), st.data())
+def test_shares_cut_no_block_and_are_as_even_as_they_can_be(
+    block: int, blocks: int, data: st.DataObject
+) -> None:
+    world = data.draw(st.integers(1, blocks))
+    shares = [Share.of(block * blocks, rank, world, block) for rank in range(world)]
+    assert [place for share in shares for place in range(share.first, share.stop)] == [
+        *range(block * blocks)
+    ]
+    assert all(share.count % block == 0 for share in shares)
+    counts = [share.count // block for share in shares]
+    assert max(counts) - min(counts) <= 1
+    with pytest.raises(CscError, match=f"cannot be shared by {blocks + 1} workers"):
+        Share.of(block * blocks, 0, blocks + 1, block)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from jobs.batches import to_episodes
+from pipeline.order import Share
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.speeds import draw_speeds, play, played, voices
 from tests.conftest import voice
@@ -46,8 +47,9 @@ def test_a_tone_is_higher_by_the_speed() -> None:
 @given(st.integers(1, 3), st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_ranks_draw_what_one_would(choices: int, step: int) -> None:
-    whole = draw_speeds(choices, (8, 2, 3), 7, step, 0, 1)
-    parts = [draw_speeds(choices, (2, 2, 3), 7, step, rank, 4) for rank in range(4)]
+    whole = draw_speeds(choices, (8, 2, 3), 7, step)
+    shares = [Share.of(8, rank, 3) for rank in range(3)]
+    parts = [draw_speeds(choices, (share.count, 2, 3), 7, step, share) for share in shares]
     assert torch.equal(whole, torch.cat(parts))
     assert torch.equal(whole[:, 0, 0], whole[:, 1, 0])
     assert 0 <= int(whole.min()) <= int(whole.max()) <= choices
@@ -55,9 +57,9 @@ def test_ranks_draw_what_one_would(choices: int, step: int) -> None:
 
 def test_a_voice_at_another_speed_is_another_speaker() -> None:
     given_batch, count = batch(), 2
-    plain = to_episodes(given_batch, None, 7, 0, 0, 1)
-    made = to_episodes(given_batch, None, 7, 0, 0, 1, SPEEDS, count)
-    again = to_episodes(given_batch, None, 7, 0, 0, 1, SPEEDS, count)
+    plain = to_episodes(given_batch, None, 7, 0)
+    made = to_episodes(given_batch, None, 7, 0, None, SPEEDS, count)
+    again = to_episodes(given_batch, None, 7, 0, None, SPEEDS, count)
     assert torch.equal(made.mixtures, again.mixtures)
     assert made.anchors.unique().numel() > 1
     heard = plain.speakers >= 0

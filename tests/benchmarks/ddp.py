@@ -58,7 +58,6 @@ def _work(rank: int, text: str, uri: str, scratch: str) -> None:
     where = f"file://{scratch}/meeting"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
     objective = new_objective(config, len(read_dataset(dataset).about["speakers"]))
-    stepper = Stepper(config, objective, rank=rank, world=world, wrap=DistributedDataParallel)
     loader = EpisodeLoader(
         dataset,
         "train",
@@ -68,6 +67,8 @@ def _work(rank: int, text: str, uri: str, scratch: str) -> None:
         world=world,
         remix=config.train.remix,
     )
+    ranks = {"rank": rank, "world": world, "share": loader.share}
+    stepper = Stepper(config, objective, **ranks, wrap=DistributedDataParallel)
     lines, meter = [], Meter()
     for step, batch in enumerate(islice(loader.endless(), config.train.steps), start=1):
         meter.passed("data_wait")

@@ -6,7 +6,7 @@ Steps are chosen for about 2,000 core-seconds on the machine of the published re
 
 from typing import Literal, NamedTuple
 
-SEPARATION_STEPS, HEAD_STEPS = 4600, 2000
+SEPARATION_STEPS, HEAD_STEPS = 5100, 2000
 NO_SEPARATION_STEPS = 3800
 PAIRS = (
     "build.mixing.interferer_shares=[0.0, 1.0]",

@@ -107,7 +107,7 @@ def train_peer(name: str, config: Config, seed: int, to: Path) -> None:
 
 
 def _aam(network: nn.Module, table: Tensor, batch: Batch, config: Config, step: int) -> Tensor:
-    episodes = to_episodes(batch, None, config.seed, step, 0, 1)
+    episodes = to_episodes(batch, None, config.seed, step)
     labels = episodes.anchors.repeat_interleave(episodes.mixtures.shape[1])
     vectors = F.normalize(network(episodes.mixtures.flatten(0, 1)), dim=-1)
     right = F.one_hot(labels, len(table)).to(vectors.dtype)
