@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.console import complain
+
 if TYPE_CHECKING:
     from jobs.config import Config
 
 ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", help="A .toml file, or the name of an embedded one.")
+    str,
+    typer.Option("--config", "-c", help="A .toml or .json file, or the name of an embedded one."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -42,5 +45,5 @@ def interruptible(said: str = "stopped; the same command goes on from here") -> 
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(said, err=True)
+        complain(said)
         raise typer.Exit(130) from None

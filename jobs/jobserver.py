@@ -1,0 +1,275 @@
+"""The job server of a Ray cluster: who answers there, which jobs are ours, and what they say."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from jobs.reach import authorization, check_server, refusal
+from pipeline.errors import CscError
+
+DEFAULT_URL = "http://127.0.0.1:8265"
+URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
+URL_VARIABLES = (URL_VARIABLE, "RAY_ADDRESS")
+PATIENCE_S = 300.0  # that a server may be out of reach while a job is followed
+SILENCE_S = 60.0  # after which a log is asked for anew, as its connection may be dead
+STOP_GRACE_S = 30  # from the signal until what has not ended is killed
+RETRY_S = POLL_S = 1.0
+UNDER_WAY = ("PENDING", "RUNNING")
+MOST_NAMED = 20
+RAY_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+# Read by Ray where the job runs: it is stopped as by Ctrl-C, and has time to put things in order.
+STOPPED_BY = {
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S),
+}
+
+
+class LostError(CscError):
+    """The server did not answer, or not as it should: later it may."""
+
+
+class Job(NamedTuple):
+    """A stage that was submitted, and what has become of it."""
+
+    id: str
+    stage: str
+    config: str  # hash of the resolved configuration
+    workspace: str
+    by: str  # user@host
+    state: str  # PENDING | RUNNING | SUCCEEDED | FAILED | STOPPED
+    message: str
+    began: datetime | None
+    ended: datetime | None
+    command_exit_code: int | None  # None where the command did not begin or was stopped
+
+    @property
+    def under_way(self) -> bool:
+        return self.state in UNDER_WAY
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 for success, else what the command said, such as 3 for a refusal, else 1."""
+        if self.state == "SUCCEEDED":
+            return 0
+        said = self.command_exit_code or 0
+        return said if 0 < said < 256 else 1
+
+
+def server_url(given: str | None) -> str:
+    """Return the address of a job server: as given, as Ray's variables say, or on this machine.
+
+    Raises:
+        CscError: it is none, or holds a password.
+    """
+    said = (given, *map(os.environ.get, URL_VARIABLES), DEFAULT_URL)
+    text = next(filter(None, said))
+    parts = urlsplit(text)
+    if parts.username or parts.password:
+        raise CscError(
+            "the address of the cluster holds a user name or a password: leave it out; Ray takes "
+            "a token, from the file that RAY_AUTH_TOKEN_PATH names"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise CscError(
+            f"{text} is no address of a job server: give one as http://HEAD:8265, with --cluster "
+            f"or in {URL_VARIABLE}"
+        )
+    return parts.geturl().rstrip("/")
+
+
+class JobServer:
+    """What a cluster runs for `csc`; jobs of others are left alone."""
+
+    def __init__(self, url: str) -> None:
+        """Connect.
+
+        Raises:
+            CscError: nothing answers, the token is refused, or versions differ.
+        """
+        self.url, headers = url, authorization()
+        check_server(url, headers)
+        from ray.job_submission import JobSubmissionClient
+
+        for name in RAY_LOGGERS:  # each is set to tell of every upload
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with self._explained(), _variable(URL_VARIABLE, url):  # which goes before what it is told
+            self._client = JobSubmissionClient(url, headers=headers)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        from ray.exceptions import AuthenticationError
+        from requests import RequestException
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise CscError(refusal(self.url, sent=True)) from error
+        except (RequestException, OSError) as error:
+            raise LostError(
+                f"the cluster at {self.url} does not answer: see whether it runs"
+            ) from error
+        except RuntimeError as error:  # the server's trace
+            reason = str(error).strip(" \n.").splitlines()[-1]
+            raise LostError(f"the cluster at {self.url} refused: {reason}") from error
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs that `csc` submitted, the newest first."""
+        with self._explained():
+            found = [_job(details) for details in self._client.list_jobs()]
+        ours = [job for job in found if job is not None]
+        return sorted(ours, key=lambda job: (job.began is None, job.began), reverse=True)
+
+    def job(self, job_id: str) -> Job:
+        """Return one of them.
+
+        Raises:
+            CscError: it is not there; the message names those that are.
+        """
+        jobs = self.jobs()
+        for job in jobs:
+            if job.id == job_id:
+                return job
+        names = ", ".join(job.id for job in jobs[:MOST_NAMED]) or "none"
+        raise CscError(f"no job {job_id!r} at {self.url}; there are: {names}")
+
+    def submit(
+        self, job_id: str, command: str, about: dict[str, str], runtime_env: dict[str, Any]
+    ) -> None:
+        """Have a command run on the cluster; `about` has what `Job` tells of it.
+
+        Raises:
+            CscError: a job of this id has been submitted before, or the server says why not.
+        """
+        with self._explained():
+            self._client.submit_job(
+                submission_id=job_id,
+                entrypoint=command,
+                metadata=about,
+                runtime_env=runtime_env,
+            )
+
+    def log(self, job_id: str) -> str:
+        """Return what a job has said so far."""
+        with self._explained():
+            return str(self._client.get_job_logs(self.job(job_id).id))
+
+    def stop(self, job_id: str) -> Job:
+        """Stop a job as Ctrl-C would, and return it when it has ended."""
+        job = self.job(job_id)
+        if job.under_way:
+            with self._explained():
+                self._client.stop_job(job_id)
+        until = time.monotonic() + 2 * STOP_GRACE_S
+        while job.under_way:
+            if time.monotonic() > until:
+                raise CscError(f"{job_id} was told to stop and is still {job.state}: try again")
+            time.sleep(POLL_S)
+            job = self.job(job_id)
+        return job
+
+    def follow(
+        self, job_id: str, write: Callable[[str], object], warn: Callable[[str], object]
+    ) -> Job:
+        """Write a job's log as it grows, and return the job when it has ended.
+
+        A lost connection is taken up again, and what was written is not written twice.
+
+        Raises:
+            CscError: there is no such job, or the cluster stayed out of reach.
+        """
+        log, lost_at = _Log(write), 0.0
+        while True:
+            asyncio.run(self._tail(job_id, log))
+            try:
+                job = self.job(job_id)
+                if not job.under_way:
+                    log.take(self.log(job_id), begins=True)
+                    return job
+                lost_at = 0.0
+            except LostError as error:
+                if not lost_at:
+                    lost_at = time.monotonic()
+                    warn(f"{error}; the job may go on, trying again for {PATIENCE_S:.0f} s")
+                if time.monotonic() - lost_at > PATIENCE_S:
+                    raise
+            time.sleep(RETRY_S)
+
+    async def _tail(self, job_id: str, log: "_Log") -> None:
+        """Take a log up from its beginning, to its end or to that of the connection."""
+        from aiohttp import ClientError
+
+        begins = True
+        async with aclosing(self._client.tail_job_logs(job_id)) as parts:
+            while True:
+                try:
+                    async with asyncio.timeout(SILENCE_S):
+                        part = await anext(parts, None)
+                except (ClientError, OSError, RuntimeError):
+                    return
+                if part is None:
+                    return
+                log.take(part, begins=begins)
+                begins = False
+
+
+class _Log:
+    """Writes a log that is read from its beginning several times, each part once."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write, self._written, self._place = write, 0, 0
+
+    def take(self, part: str, *, begins: bool) -> None:
+        """Write what is new of a part, which goes on after the last one or begins anew."""
+        self._place = 0 if begins else self._place
+        new = part[max(0, self._written - self._place) :]
+        self._place += len(part)
+        self._written = max(self._written, self._place)
+        if new:
+            self._write(new)
+
+
+def _job(details: Any) -> Job | None:
+    """Return a job of Ray's as one of ours, or None if it is somebody else's."""
+    about = details.metadata or {}
+    if not details.submission_id or not about.keys() >= {"stage", "config", "workspace", "by"}:
+        return None
+    return Job(
+        id=details.submission_id,
+        stage=about["stage"],
+        config=about["config"],
+        workspace=about["workspace"],
+        by=about["by"],
+        state=str(details.status.value),
+        message=details.message or "",
+        began=_moment(details.start_time),
+        ended=_moment(details.end_time),
+        command_exit_code=details.driver_exit_code,
+    )
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
