@@ -2,17 +2,22 @@
 
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli_cluster import jobs_app, submit
 from jobs.cli_datasets import check, export, import_app, show
 from jobs.cli_models import compare, lineage, models
+from jobs.cli_schedule import OVERLAP, ScheduleOption, schedule_app
+from jobs.cli_status import status
 from jobs.cli_tryouts import try_app
 from jobs.cli_using import ModelOption, embed, enrol, identify, onnx, separate
+from jobs.console import LogFormat, as_json, complain, log_as, say
 from jobs.options import (
     ConfigOption,
     FreshOption,
@@ -37,6 +42,17 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def said_as(
+    context: typer.Context,
+    log: Annotated[
+        LogFormat,
+        typer.Option("--log", envvar="CSC_LOG", help="json: one object in a line, for log stores."),
+    ] = LogFormat.TEXT,
+) -> None:
+    log_as(log, context.invoked_subcommand or "")
+
+
 @contextmanager
 def _run(
     source: str,
@@ -45,15 +61,25 @@ def _run(
     fresh: bool,
     refine: str | None = None,
     against: Sequence[str] = (),
-    given: "tuple[Path, Path] | None" = None,
+    given: "tuple[Path, Path | None] | None" = None,
+    schedule: str = "",
+    if_new: bool = False,
 ) -> Iterator["Run"]:
     config = configured(source, overrides, workspace)
+    from jobs.nightly import OverlapError, alone
     from jobs.run import Run, refined
+    from pipeline.storage import Folder
 
     if refine is not None:
         config = refined(config, refine)
-    with interruptible(), Run(config, fresh=fresh, against=against, given=given) as run:
-        yield run
+    guard = alone(Folder.at(config.workspace), schedule) if schedule else nullcontext()
+    run = Run(config, fresh=fresh, against=against, given=given, if_new=if_new)
+    try:
+        with interruptible(), guard, run:
+            yield run
+    except OverlapError as error:
+        complain(f"error: {error}")
+        raise typer.Exit(OVERLAP) from None
 
 
 def _arguments(source: str, overrides: list[str] | None, workspace: str | None) -> str:
@@ -70,14 +96,37 @@ def run_all(
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
     fresh: FreshOption = False,
+    if_new: Annotated[
+        bool,
+        typer.Option(
+            "--if-new",
+            envvar="CSC_IF_NEW",
+            help="End at once where the corpora and the settings are those that a registered "
+            "version was made and judged by.",
+        ),
+    ] = False,
+    schedule: ScheduleOption = "",
 ) -> None:
     """Go the whole way: ingest, build, train, evaluate, register, promote.
 
     What an earlier run finished is not done again.
+
+    For a run every night, --if-new ends it where there is nothing to do. With train.init_from set
+    to models:/NAME@champion it goes on from the champion, or from scratch while there is none; that
+    the champion moved is no reason for another run. On one machine, a line of a crontab does it:
+
+    0 3 * * * cd FOLDER && csc run --if-new --schedule nightly --config mine.toml
+
+    On a cluster, csc schedule does.
     """
-    with _run(config, set_, workspace, fresh) as run:
+    if fresh and if_new:
+        raise typer.BadParameter("--fresh does all again: leave one of the two out")
+    with _run(config, set_, workspace, fresh, schedule=schedule, if_new=if_new) as run:
+        if if_new and (made := run.nothing_new()):
+            say(f"nothing new since version {made.number} was made: nothing was done")
+            return
         run.promoted()
-        from jobs.run import summary
+        from jobs.run_summary import summary
 
         summary(run, _arguments(config, set_, workspace))
 
@@ -88,8 +137,9 @@ def _stage_command(stage: str, about: str) -> None:
         set_: SetOption = None,
         workspace: WorkspaceOption = None,
         fresh: FreshOption = False,
+        schedule: ScheduleOption = "",
     ) -> None:
-        with _run(config, set_, workspace, fresh) as run:
+        with _run(config, set_, workspace, fresh, schedule=schedule) as run:
             getattr(run, stage)
 
     app.command(stage, help=about)(command)
@@ -104,6 +154,7 @@ def ingest(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be read, and read nothing.")
     ] = False,
+    schedule: ScheduleOption = "",
 ) -> None:
     """Read the corpora into the utterance store; what is not kept has its reason listed.
 
@@ -111,10 +162,10 @@ def ingest(
     """
     if dry_run and fresh:
         raise typer.BadParameter("--fresh would read everything: leave one of the two out")
-    with _run(config, set_, workspace, fresh) as run:
+    with _run(config, set_, workspace, fresh, schedule=schedule) as run:
         from jobs.console import present
         from jobs.ingest_report import summary
-        from jobs.run import dry_run as say_what_would_be_done
+        from jobs.run_summary import dry_run as say_what_would_be_done
 
         if dry_run:
             say_what_would_be_done(run)
@@ -141,7 +192,7 @@ def forget(
     if not speaker and not recording:
         raise typer.BadParameter("name at least one --speaker or --recording")
     with _run(config, set_, workspace, False) as run:
-        from jobs.run import forget as forget_names
+        from jobs.forgetting import forget as forget_names
 
         forget_names(run, speaker or [], recording or [])
 
@@ -156,11 +207,15 @@ app.command()(export)
 
 
 app.add_typer(try_app, name="try")
+app.add_typer(schedule_app, name="schedule")
 for command in (embed, separate, enrol, identify, onnx):
     app.command()(command)
 app.command()(models)
 app.command()(compare)
 app.command()(lineage)
+app.command()(status)
+app.command()(submit)
+app.add_typer(jobs_app, name="jobs")
 
 
 @app.command()
@@ -173,13 +228,14 @@ def train(
         str | None,
         typer.Option("--refine", help="MLflow run whose gradient norms give the schedule."),
     ] = None,
+    schedule: ScheduleOption = "",
 ) -> None:
     """Train the CSC model; checkpoints let a stopped run go on.
 
     With --refine, the learning rate follows what the gradients of an earlier run speak for, with a
     warm-up and a decay of its own.
     """
-    with _run(config, set_, workspace, fresh, refine) as run:
+    with _run(config, set_, workspace, fresh, refine, schedule=schedule) as run:
         _ = run.train
 
 
@@ -195,23 +251,30 @@ def evaluate(
     ] = None,
     trials: Annotated[
         Path | None,
-        typer.Option("--trials", help="A list of your own: `label enrolment test` in a line."),
+        typer.Option(
+            "--trials",
+            help="A table of csc trials; or, with --audio, `label enrolment test` lines.",
+        ),
     ] = None,
     audio: Annotated[
         Path | None,
-        typer.Option("--audio", help="Folder that the paths of --trials are below."),
+        typer.Option("--audio", help="Folder of the files that a list in --trials names."),
     ] = None,
+    schedule: ScheduleOption = "",
 ) -> None:
     """Measure error rates on unseen speakers by what lies over their voices.
 
     Beside plain references, and beside registered versions that are named. What was embedded
-    before is not embedded again. A list of trials in VoxCeleb's format stands in for the test
-    split: files of a target trial are of one speaker, and interferers are drawn from the list.
+    before is not embedded again. A table of csc trials stands in for the trials of the test split.
+    So does, with --audio, a list in VoxCeleb's format: speakers are the first folders of its paths,
+    where its trials agree, and interferers are drawn from the list.
     """
-    if (trials is None) != (audio is None):
-        raise typer.BadParameter("--trials and --audio go together")
-    given = None if trials is None or audio is None else (trials, audio)
-    with _run(config, set_, workspace, fresh, against=against or (), given=given) as run:
+    if audio is not None and trials is None:
+        raise typer.BadParameter("--audio is of a list of files: give it with --trials")
+    given = None if trials is None else (trials, audio)
+    with _run(
+        config, set_, workspace, fresh, against=against or (), given=given, schedule=schedule
+    ) as run:
         from jobs.console import show
         from jobs.report import metrics_table
 
@@ -234,7 +297,7 @@ def trials(
         from jobs.console import say
         from pipeline.shards import read_catalogue
         from pipeline.storage import Folder
-        from pipeline.trial_lists import table
+        from pipeline.trial_tables import table
         from pipeline.trials import make_trials
 
         settings = run.config.evaluate.trials
@@ -325,8 +388,13 @@ def main() -> None:
     try:
         app()
     except CscError as error:
-        typer.echo(f"error: {error}", err=True)
+        complain(f"error: {error}")
         sys.exit(1)
     except OSError as error:
-        typer.echo(f"error: {error}; check free space, also in the temporary folder", err=True)
+        complain(f"error: {error}; check free space, also in the temporary folder")
+        sys.exit(1)
+    except Exception as error:
+        if not as_json():
+            raise
+        complain(repr(error), trace=traceback.format_exc())
         sys.exit(1)

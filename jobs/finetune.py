@@ -52,7 +52,9 @@ def fetch_base(config: Config, run: Folder) -> None:
     if config.train.init_from is None or run.exists(f"{BASE}/{CONFIG_FILE}"):
         return
     with tempfile.TemporaryDirectory(prefix="csc-base-") as scratch:
-        folder = artifacts_of(config.train.init_from, config, Path(scratch)) / "model"
+        folder = artifacts_of(config.train.init_from, config, Path(scratch))
+        if not (folder / CONFIG_FILE).exists():  # it is that of a version, not of a training
+            folder = folder / "model"
         try:
             sizes = CSC.load(folder).config
         except (FileNotFoundError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 from csc_model.config import VARIANT
 from jobs.config import Config
 from jobs.evaluate import CSC_NAME, Evaluated
-from jobs.lineage import LINEAGE_FILE, describe
+from jobs.lineage import LINEAGE_FILE, describe, inherited
 from jobs.registry import CHALLENGER, DATASET, MODEL_ID, STORE, TRIALS, Registry, Version
 from jobs.train import Trained, local_copy
 from pipeline.errors import CscError
@@ -51,7 +51,8 @@ def register(
         (evaluation / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1))
         registry.log_folder(run_id, evaluation, evaluation_path(trials))
         registry.log_metrics(run_id, trained.about["best_step"], _flat(evaluated.about))
-        version = registry.register(run_id, model, evaluation, _tags(trained, evaluated))
+        tags = _tags(trained, evaluated) | inherited(registry, lineage)
+        version = registry.register(run_id, model, evaluation, tags)
     return version, True
 
 

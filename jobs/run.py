@@ -4,19 +4,23 @@ A stage first sees to the ones it needs. Each is named by a hash of all it depen
 earlier run finished is found and returned, what it left undone is completed.
 """
 
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import ray
+import torch
+
+from jobs import telemetry
+from jobs.activity import activity
 from jobs.cluster import ray_session
 from jobs.config import Config
-from jobs.console import heading, progress, say, show
+from jobs.console import heading, progress, say, working
 from jobs.ear import ear_of
-from jobs.embedding import on_device, weights_id
+from jobs.embedding import weights_id
 from jobs.evaluate import (
     PAGE_FILE,
     SCORES_FILE,
@@ -28,30 +32,27 @@ from jobs.evaluate import (
 from jobs.finetune import pinned
 from jobs.ingest_report import html
 from jobs.interrupt import Interrupt
-from jobs.lineage import flag_forgotten
+from jobs.nightly import begun, made_before, mark_done, way_id
+from jobs.places import Place, gpus_for, place_of
 from jobs.promote import Decision, promote, rollback
 from jobs.register import register
-from jobs.registry import CHAMPION, MODEL_ID, Registry, Version, masked
-from jobs.report import metrics_table
+from jobs.registry import CHAMPION, MODEL_ID, Registry, Version
 from jobs.schedules import refine, resampled
 from jobs.train import Trained, model_id, train, validated
 from jobs.workspace import Workspace
 from pipeline.build import build, dataset_id
-from pipeline.corpora import SAMPLE, list_corpora
+from pipeline.corpora import list_corpora
 from pipeline.errors import CscError
-from pipeline.forget import forget as forget_sources
-from pipeline.forget import index_ids
-from pipeline.plan import REJECTS_FILE, Generation, changes, source_bytes
+from pipeline.plan import REJECTS_FILE, Generation
 from pipeline.schema import Runner, Task, Work
 from pipeline.shards import INDEX
 from pipeline.storage import Folder
-from pipeline.store import discard, ingest, plan_ingest, store_id, unread
+from pipeline.store import discard, ingest, plan_ingest, store_id
 from pipeline.tasks import run_tasks
-from pipeline.trial_sources import ListedTrials, listed
+from pipeline.trial_sources import Given, listed, tabled
 
 REPORT_FILE = "report.html"
 SCHEDULE_POINTS = 50
-FEW_TASKS = 64  # that are sooner done than Ray would be ready
 
 
 class Run:
@@ -63,9 +64,11 @@ class Run:
         *,
         fresh: bool = False,
         against: Sequence[str] = (),
-        given: tuple[Path, Path] | None = None,
+        given: tuple[Path, Path | None] | None = None,
+        if_new: bool = False,
     ) -> None:
         self.config, self.fresh, self.against, self.given = config, fresh, against, given
+        self.if_new = if_new
         self.workspace = Workspace(config)
         self._exit, self._interrupt = ExitStack(), Interrupt()
 
@@ -87,7 +90,9 @@ class Run:
         say("  starting Ray")
         self._exit.enter_context(ray_session(self.config))
 
-    def _on_ray(self, what: str) -> Callable[[Sequence[Task], Work], None]:
+    def _on_ray(
+        self, what: str, gpus: int = 0, each: Callable[[], None] = lambda: None
+    ) -> Callable[[Sequence[Task], Work], None]:
         def run(tasks: Sequence[Task], work: Work) -> None:
             if tasks:
                 _ = self.ray
@@ -95,26 +100,37 @@ class Run:
 
                 def advanced(done: int, total: int) -> None:
                     self._interrupt.check()
+                    each()
                     advance(done, total)
 
-                run_tasks(tasks, work, advanced)
+                run_tasks(tasks, work, advanced, **self.config.ray.tasks.asked(gpus))
 
         return run
 
     @contextmanager
     def _stage(self, name: str, folder: Folder) -> Iterator[list[str]]:
-        """Announce a stage, time it and print what it says it made."""
+        """Announce a stage, time it and print what it says it made; keep a record of its work."""
         if self.fresh:
             folder.remove(first=INDEX)
         finished, began = folder.exists(INDEX), time.monotonic()
-        heading(name, "finished before" if finished else "")
-        lines: list[str] = []
-        yield lines
-        self._interrupt.check()
-        for line in lines:
-            say(f"  {line}")
-        took = "" if finished else f"  ({time.monotonic() - began:.0f} s)"
-        say(f"  {folder.uri}{took}")
+        with ExitStack() as meanwhile:
+            on_progress, made = None, self._id(folder)
+            if not finished:
+                record = meanwhile.enter_context(activity(self.workspace.folder, name, made))
+                on_progress = record.progress
+            meanwhile.enter_context(working(name, made, on_progress))
+            heading(name, "finished before" if finished else "")
+            lines: list[str] = []
+            yield lines
+            self._interrupt.check()
+            for line in lines:
+                say(f"  {line}")
+            took = "" if finished else f"  ({time.monotonic() - began:.0f} s)"
+            say(f"  {folder.uri}{took}")
+
+    def _id(self, folder: Folder) -> str:
+        """Return what names a folder among those of its kind: `ID`, or `ID/generation-00001`."""
+        return folder.uri.removeprefix(self.workspace.folder.uri).split("/", 2)[2]
 
     @property
     def store_root(self) -> Folder:
@@ -134,7 +150,11 @@ class Run:
         planned, config = self.plan, self.config
         with self._stage("ingest", planned.store) as lines:
             ear = None if planned.finished else ear_of(config)
-            index = ingest(self.store_root, planned, config.ingest, self._on_ray("shards"), ear)
+            made = self._id(planned.store)
+            run = self._on_ray("shards", each=partial(telemetry.shard_done, "ingest", made))
+            index = ingest(self.store_root, planned, config.ingest, run, ear)
+            if not planned.finished:
+                telemetry.ingested(made, index)
             if not planned.store.exists(REPORT_FILE):
                 planned.store.put(REPORT_FILE, html(index).encode())
             speakers = ", ".join(f"{count} {split}" for split, count in index["speakers"].items())
@@ -154,7 +174,7 @@ class Run:
         name = dataset_id(about, self.config.build, self.config.seed)
         dataset = self.workspace.mixtures.child(name)
         with self._stage("build", dataset) as lines:
-            run = self._on_ray("shards")
+            run = self._on_ray("shards", each=partial(telemetry.shard_done, "build", name))
             index = build(dataset, store, self.config.build, self.config.seed, run)
             gigabytes = sum(shard["bytes"] for shard in index["shards"]) / 1e9
             episodes = ", ".join(f"{n} {split}" for split, n in index["episodes"].items())
@@ -166,7 +186,7 @@ class Run:
         dataset, about = self.build
         config = self.config
         if config.train.init_from is not None:
-            config = pinned(config, self.registry)
+            config = (begun if self.if_new else pinned)(config, self.registry)
         folder = self.workspace.models.child(model_id(about, config))
         with self._stage("train", folder) as lines:
             if not folder.exists(INDEX):
@@ -183,6 +203,7 @@ class Run:
 
     @cached_property
     def evaluate(self) -> Evaluated:
+        _ = self._listed  # what cannot be used is told before a training
         trained, against = self.train, self._versions()
         ids = {name: version.tags[MODEL_ID] for name, version in against.items()}
         folder = self.workspace.evaluations.child(
@@ -195,7 +216,8 @@ class Run:
                         name: self.registry.model_of(version, scratch / name)
                         for name, version in against.items()
                     }
-                    evaluate(folder, self.evaluator, trained, models)
+                    made = evaluate(folder, self.evaluator, trained, models)
+                    telemetry.evaluated(self._id(folder), made.about)
             evaluated = Evaluated(folder, folder.read_json(INDEX))
             lines.append(f"tables, plots and sounds in {PAGE_FILE}, scores in {SCORES_FILE}")
             for name, why in evaluated.about["trials"]["skipped"].items():
@@ -206,24 +228,27 @@ class Run:
     def evaluator(self) -> Evaluator:
         """What scores test sides: here where they are few, on Ray where they are many."""
         cache = self.workspace.embeddings
-        run = self._here_or_on_ray("chunks")
+        run = self.here_or_on_ray("chunks")
         return Evaluator(self.config, self.ingest[0], cache, run, self._listed)
 
     @cached_property
-    def _listed(self) -> ListedTrials | None:
-        """The trial list that is to be used in place of the test split, looked through."""
+    def _listed(self) -> Given | None:
+        """The trials that are to be used in place of those of the test split, looked through."""
         if self.given is None:
             return None
         path, root = self.given
+        if root is None:
+            return tabled(path, self.ingest[0], self.workspace.embeddings)
         with progress("files") as advance:
             return listed(path, root, self.workspace.embeddings, advance)
 
-    def _here_or_on_ray(self, what: str) -> Runner:
-        on_ray = self._on_ray(what)
+    def here_or_on_ray(self, what: str) -> Runner:
+        """Return what does tasks where they are soonest done: see `places`."""
 
         def run(tasks: Sequence[Task], work: Work) -> None:
-            if len(tasks) > FEW_TASKS and on_device("auto") == "cpu":  # a GPU is here, not there
-                on_ray(tasks, work)
+            place = self._place_of(len(tasks))
+            if place.on_ray:
+                self._on_ray(what, place.num_gpus)(tasks, work)
                 return
             with progress(what) as advance:
                 for done, task in enumerate(tasks, start=1):
@@ -233,6 +258,14 @@ class Run:
 
         return run
 
+    def _place_of(self, num_tasks: int) -> Place:
+        """Look whose processors there are, joining a cluster that is there anyway."""
+        here = there = torch.cuda.device_count()
+        if self.config.ray.address != "local" and num_tasks:
+            _ = self.ray
+            there = gpus_for(ray.nodes(), self.config.ray.tasks.resources)
+        return place_of(num_tasks, here, there)
+
     def _versions(self) -> dict[str, Version]:
         """Return the registered versions that an evaluation stands beside, by their names."""
         found = [self.registry.version(name) for name in self.against]
@@ -241,21 +274,37 @@ class Run:
     @cached_property
     def register(self) -> Version:
         evaluated = self.evaluate
-        heading("register", "")
-        version, new = register(self.train, evaluated, self.build[0], self.ingest[0], self.registry)
-        state = "registered, alias challenger" if new else "registered before"
-        say(f"  {self.registry.model} version {version.number}: {state}")
+        with working("register", evaluated.about["model"]):
+            heading("register", "")
+            dataset, store = self.build[0], self.ingest[0]
+            version, new = register(self.train, evaluated, dataset, store, self.registry)
+            state = "registered, alias challenger" if new else "registered before"
+            say(f"  {self.registry.model} version {version.number}: {state}")
         return version
 
     def promoted(self, *, forced: str = "", dry_run: bool = False) -> Decision:
         """Let the gate judge the challenger, and say what it said."""
         if not dry_run:
             _ = self.register
-        heading("promote", "nothing is changed" if dry_run else "")
-        decision = promote(self.registry, self.evaluator, forced=forced, dry_run=dry_run)
-        verdict = CHAMPION if decision.promoted else "refused"
-        say(f"  version {decision.version.number}: {verdict}, {decision.why}")
+        with working("promote"):
+            heading("promote", "nothing is changed" if dry_run else "")
+            decision = promote(self.registry, self.evaluator, forced=forced, dry_run=dry_run)
+            if not dry_run:
+                mark_done(self.registry, self.register, way_id(self.ingest[1], self.config))
+            verdict = CHAMPION if decision.promoted else "refused"
+            say(f"  version {decision.version.number}: {verdict}, {decision.why}")
         return decision
+
+    def nothing_new(self) -> Version | None:
+        """Return the version that the whole way led to before, from all that is there by now.
+
+        None where a corpus has changed since, or a setting, or where the gate has not judged yet.
+        """
+        registered = self.config.mlflow.uri or self.workspace.folder.exists("mlflow.db")
+        if not (registered and self.plan.finished):
+            return None
+        store = self.plan.store.read_json(INDEX)
+        return made_before(self.registry, way_id(store, self.config))
 
     def rollback(self, why: str) -> None:
         """Make the champion before this one champion again."""
@@ -272,77 +321,3 @@ def refined(config: Config, run_id: str) -> Config:
         raise CscError(f"run {run_id}: {error}; train for longer first") from error
     train = config.train.model_copy(update={"refined": resampled(rates, SCHEDULE_POINTS)})
     return config.model_copy(update={"train": train})
-
-
-def summary(run: Run, arguments: str) -> None:
-    """Print what a whole run made, its metrics, and what to try next."""
-    say("")
-    show(metrics_table(run.evaluate.about))
-    pair = shlex.join(str(path) for path in sorted(SAMPLE.glob("speechocean762/soc0005/*"))[:2])
-    say(f"\nMade in {run.workspace.folder.uri}:")
-    for what, folder in (
-        ("utterance store", run.ingest[0]),
-        ("mixture shards", run.build[0]),
-        ("model", run.train.folder),
-        ("evaluation", run.evaluate.folder),
-    ):
-        say(f"  {what:16} {folder.uri}")
-    address = masked(run.workspace.mlflow_uri)
-    say(f"  {'runs, registry':16} {address}")
-    say("\nNext:")
-    say(f"  csc verify{arguments} {pair}")
-    say(f"  csc run{arguments} --set train.steps={2 * run.config.train.steps}")
-    served = address.startswith("http")
-    say(f"  {address}" if served else f"  mlflow ui --backend-store-uri {shlex.quote(address)}")
-
-
-def dry_run(run: Run) -> None:
-    """Say what an ingest would do, and do nothing."""
-    planned = run.plan
-    if planned.finished:
-        say(f"  nothing new: generation {planned.number} holds all of it, {planned.store.uri}")
-        return
-    todo = unread(run.store_root, planned, run.config.ingest)
-    new = changes(run.store_root, planned)
-    say(
-        f"  generation {planned.number}: {new.new} new, {new.changed} changed, {new.gone} gone, "
-        f"{new.unchanged} unchanged"
-    )
-    gigabytes, shards = source_bytes(todo).sum() / 1e9, len(set(todo["shard"].to_pylist()))
-    say(f"  to be read: {len(todo)} recordings or spans, {gigabytes:.2f} GB, in {shards} shards")
-    say("  dry run: nothing was written")
-
-
-def forget(run: Run, speakers: Sequence[str], recordings: Sequence[str]) -> None:
-    """Take speakers and recordings out of all stores of the workspace, and name what they made."""
-    names = [*speakers, *recordings]
-    before = _stores(run)
-    mixtures = run.workspace.mixtures
-    count = forget_sources(_store_roots(run), names)
-    say(f"  {count} recording(s) or span(s) removed; no later ingest reads them")
-    left = _stores(run)
-    for file in mixtures.list():
-        folder, _, name = file.name.rpartition("/")
-        if name == INDEX and mixtures.read_json(file.name)["store"] not in {None, *left}:
-            say(
-                f"  built before, and may hold their audio: {mixtures.path(folder)}; remove it, "
-                "and what was trained on it"
-            )
-    for made in (run.workspace.evaluations, run.workspace.embeddings):
-        if next(iter(made.list()), None) is not None:
-            say(f"  may hold their voices or vectors: {made.uri}; remove it, it is made again")
-    if run.config.mlflow.uri or run.workspace.folder.exists("mlflow.db"):
-        flagged = flag_forgotten(run.registry, speakers, recordings, before - left)
-        if flagged:
-            say(f"  flagged in the registry, as trained with them: version {', '.join(flagged)}")
-
-
-def _stores(run: Run) -> set[str]:
-    """Return the ids of all generations of all stores of the workspace."""
-    return {name for root in _store_roots(run) for name in index_ids(root)}
-
-
-def _store_roots(run: Run) -> list[Folder]:
-    utterances = run.workspace.utterances
-    roots = sorted({file.name.partition("/")[0] for file in utterances.list() if "/" in file.name})
-    return [utterances.child(root) for root in roots]

@@ -1,6 +1,7 @@
 """Train: dataset in, best model out, through Ray Train; a killed run goes on where it was."""
 
 import math
+import posixpath
 import shutil
 import signal
 import tempfile
@@ -21,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from csc_model.config import VARIANT
 from csc_model.model import CONFIG_FILE, CSC, WEIGHTS_FILE
+from jobs import telemetry
 from jobs.attending import attended, attention_plot
 from jobs.checkpoint import BEST, State
 from jobs.config import Config
@@ -156,7 +158,7 @@ def _fit(
     )
     with (
         progress("steps") as advance,
-        _listening(reporter, registry, run_id, config, advance),
+        _listening(reporter, registry, run_id, posixpath.basename(folder.uri), config, advance),
         _interruptible(),
     ):
         try:
@@ -208,9 +210,9 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _listening(
-    reporter: Any, registry: Registry, run_id: str, config: Config, advance: Advance
+    reporter: Any, registry: Registry, run_id: str, model: str, config: Config, advance: Advance
 ) -> Iterator[None]:
-    """Show and log what rank 0 reports, in a thread beside the training."""
+    """Show and log what rank 0 reports of a model, in a thread beside the training."""
     over = threading.Event()
     waiting: deque[tuple[int, dict[str, float]]] = deque()
 
@@ -219,6 +221,7 @@ def _listening(
         while waiting:
             step, metrics = waiting[0]
             registry.log_metrics(run_id, step, metrics)
+            telemetry.trained(model, metrics)
             advance(step, config.train.steps, note(metrics))
             waiting.popleft()
 

@@ -1,0 +1,114 @@
+"""What recurring runs need: end at once where nothing is new, and never overlap."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs.activity import LOST_AFTER_S, SCHEDULE_VARIABLE, Activity, activities, activity
+from jobs.config import Config
+from jobs.console import say
+from jobs.finetune import pinned
+from jobs.registry import CHAMPION, Registry, Version
+from jobs.train import model_id
+from pipeline.build import dataset_id
+from pipeline.errors import CscError
+from pipeline.schema import config_hash
+from pipeline.storage import Folder
+
+DONE = "csc.done."  # and a hash of what was judged: a tag of the version that came of it
+
+
+class OverlapError(CscError):
+    """Another run of the same schedule is at work."""
+
+
+def way_id(store: Any, config: Config) -> str:
+    """Return a hash of what a whole run goes by: a store, given its index, and the settings.
+
+    A model to begin with counts as it is written: `@champion` stays the same when it moves on.
+    """
+    dataset = {"id": dataset_id(store, config.build, config.seed)}
+    judged_by = (config.evaluate.model_dump(), config.promote.model_dump())
+    return config_hash([model_id(dataset, config), judged_by])
+
+
+def mark_done(registry: Registry, version: Version, way: str) -> None:
+    """Note with a version that its whole way was gone, the gate's decision included."""
+    registry.tag(version, {DONE + way: datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def made_before(registry: Registry, way: str) -> Version | None:
+    """Return the version that this way led to before, if any."""
+    return next((one for one in registry.versions() if DONE + way in one.tags), None)
+
+
+def begun(config: Config, registry: Registry) -> Config:
+    """Return what `pinned` does, but begin from scratch where the champion is yet to come.
+
+    Raises:
+        CscError: another alias, or a model whose separator is to be kept, points to no version.
+    """
+    champion = f"models:/{registry.model}@{CHAMPION}"
+    keeps_it = config.train.freeze_separator
+    if config.train.init_from != champion or keeps_it or registry.by_alias(CHAMPION):
+        return pinned(config, registry)
+    say(f"  {champion}: there is no champion yet, training begins from scratch")
+    return config.model_copy(update={"train": config.train.model_copy(update={"init_from": None})})
+
+
+@contextmanager
+def alone(workspace: Folder, schedule: str) -> Iterator[None]:
+    """Keep a record that a schedule is at work, and refuse to start where it already is.
+
+    Raises:
+        OverlapError: a run of it is alive, by its record in the workspace.
+    """
+    _refuse(schedule, _parted(workspace, schedule)[1])
+    costs_nothing = (0.0, 0.0)  # the records of its stages say what they cost
+    with (
+        _named(schedule),
+        activity(workspace, "schedule", schedule, usable=lambda: costs_nothing) as record,
+    ):
+        record.beat()  # of two that start at once, one at least sees the other by now
+        ours, others = _parted(workspace, schedule)
+        began = max(one.began for one in ours)
+        _refuse(schedule, [one for one in others if one.began <= began])
+        yield
+
+
+@contextmanager
+def _named(schedule: str) -> Iterator[None]:
+    """Have all records of work say which schedule it is for."""
+    before = os.environ.get(SCHEDULE_VARIABLE)
+    os.environ[SCHEDULE_VARIABLE] = schedule
+    try:
+        yield
+    finally:
+        del os.environ[SCHEDULE_VARIABLE]
+        if before is not None:
+            os.environ[SCHEDULE_VARIABLE] = before
+
+
+def _parted(workspace: Folder, schedule: str) -> tuple[list[Activity], list[Activity]]:
+    """Return the live records of a schedule: those of this process, and those of others."""
+    here = (socket.gethostname(), os.getpid())
+    ours: list[Activity] = []
+    others: list[Activity] = []
+    for one in activities(workspace):
+        if (one.schedule, one.state) == (schedule, "running"):
+            (ours if (one.host, one.pid) == here else others).append(one)
+    return ours, others
+
+
+def _refuse(schedule: str, others: list[Activity]) -> None:
+    if not others:
+        return
+    oldest = min(others, key=lambda one: one.began)
+    raise OverlapError(
+        f"schedule {schedule} is at work on {oldest.host} since {oldest.began:%Y-%m-%d %H:%M} UTC: "
+        f"nothing was started; if that run was killed, it counts as lost {LOST_AFTER_S / 60:.0f} "
+        "minutes after its last sign of life"
+    )
