@@ -102,7 +102,7 @@ class Worker:
         step = BACKWARD_FORWARD * count(separation_only=train.separation_only, views=train.views)
         if train.freeze_separator:  # which is not gone through backwards
             step -= (BACKWARD_FORWARD - 1) * count(separation_only=True)
-        mixtures = self.train_data.share.count * mixing.conditions
+        mixtures = self.train_data.share.size * mixing.conditions
         return Work(step * mixtures, peak_flops(objective.table.device))
 
     def _loader(self, split: str) -> EpisodeLoader:
@@ -140,7 +140,7 @@ class Worker:
         for batch in self.train_data.endless(self.state.step):
             meter.passed("data_wait")
             losses, grad_norm = self._step(batch, meter)
-            seconds = audio_seconds(batch) * train.batch_size / self.train_data.share.count
+            seconds = audio_seconds(batch) * train.batch_size / self.train_data.share.size
             meter.stepped(losses, grad_norm, self.stepper.learning_rate, seconds)
             self.state = self.state._replace(step=self.state.step + 1)
             due = self.state.step % train.validate_every == 0 or self.state.step == train.steps

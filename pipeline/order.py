@@ -35,7 +35,7 @@ class Share(NamedTuple):
         return cls(rank * blocks // world * block, (rank + 1) * blocks // world * block, batch_size)
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return self.stop - self.first
 
 

@@ -79,7 +79,7 @@ class Remix:
                 Draws(key, first + number),
                 mixing,
             )
-            for number, place in enumerate(range(0, self.share.count, self.block))
+            for number, place in enumerate(range(0, self.share.size, self.block))
         ]
         return Cast._make(np.concatenate(fields) for fields in zip(*blocks, strict=True))
 

@@ -153,8 +153,8 @@ def test_shares_cut_no_block_and_are_as_even_as_they_can_be(
     assert [place for share in shares for place in range(share.first, share.stop)] == [
         *range(block * blocks)
     ]
-    assert all(share.count % block == 0 for share in shares)
-    counts = [share.count // block for share in shares]
+    assert all(share.size % block == 0 for share in shares)
+    counts = [share.size // block for share in shares]
     assert max(counts) - min(counts) <= 1
     with pytest.raises(CscError, match=f"cannot be shared by {blocks + 1} workers"):
         Share.of(block * blocks, 0, blocks + 1, block)

@@ -49,7 +49,7 @@ def test_a_tone_is_higher_by_the_speed() -> None:
 def test_ranks_draw_what_one_would(choices: int, step: int) -> None:
     whole = draw_speeds(choices, (8, 2, 3), 7, step)
     shares = [Share.of(8, rank, 3) for rank in range(3)]
-    parts = [draw_speeds(choices, (share.count, 2, 3), 7, step, share) for share in shares]
+    parts = [draw_speeds(choices, (share.size, 2, 3), 7, step, share) for share in shares]
     assert torch.equal(whole, torch.cat(parts))
     assert torch.equal(whole[:, 0, 0], whole[:, 1, 0])
     assert 0 <= int(whole.min()) <= int(whole.max()) <= choices

@@ -38,6 +38,15 @@ def _contrast(*changes: str, views: int = 0) -> tuple[Stage, Stage]:
     return SEPARATION, HEAD._replace(steps=HEAD_STEPS // 2, changes=(*FROZEN, *base, *changes))
 
 
+def _trunk(steps: int, *changes: str) -> tuple[Stage, Stage]:
+    """Return CSC with another separator, which is trained for as long, not for as many steps."""
+    head = HEAD._replace(steps=HEAD_STEPS * 2 // 3, changes=(*FROZEN, *changes))
+    return SEPARATION._replace(steps=steps, changes=(*SEPARATION.changes, *changes)), head
+
+
+FINE = ("model.frontend='conv'", "model.window=128", "model.hop=64", "model.num_bins=256")
+"""A learned encoder with four times as many frames as the STFT."""
+
 CSC_SYSTEMS: dict[str, tuple[Stage, ...]] = {
     "csc": (SEPARATION, HEAD),
     "csc_gaussian": (
@@ -67,6 +76,31 @@ CSC_SYSTEMS: dict[str, tuple[Stage, ...]] = {
     "csc_table": _contrast(),
     "csc_batch": _contrast("train.contrast.set='batch'"),
     "csc_in_mix": _contrast("train.contrast.set='in_mix'"),
+    "csc_tcn": _trunk(
+        4300,
+        "model.trunk='tcn'",
+        "model.dilation_cycle=6",
+        "model.hidden=192",
+        "model.shared_blocks=6",
+        "model.separation_blocks=6",
+    ),
+    "csc_conv_tasnet": _trunk(
+        1100,
+        *FINE,
+        "model.trunk='conv_tasnet'",
+        "model.dilation_cycle=6",
+        "model.hidden=192",
+        "model.shared_blocks=6",
+        "model.separation_blocks=6",
+    ),
+    "csc_galr": _trunk(
+        1700,
+        *FINE,
+        "model.trunk='galr'",
+        "model.channels=64",
+        "model.hidden=64",
+        "model.segment=32",
+    ),
     "csc_label_free": _contrast("train.contrast.set='batch'", "train.contrast.label_free=true"),
 }
 """Ablations whose head hears all views take half the steps, each of which costs twice as much."""
