@@ -67,16 +67,38 @@ def separate_long(
     hear: Hear, waveform: Tensor, window: int, on_progress: OnProgress | None = None
 ) -> Tensor:
     """Return the sources `(slot, time)` of a mixture `(time,)`, on its device."""
-    sources = None
-    for start, overlap, heard in track(hear, waveform, window, Voices(), on_progress):
-        new = heard.sources.to(waveform.device)
-        if sources is None:
-            sources = new.new_zeros(len(new), len(waveform))
-        ramp = torch.arange(1, overlap + 1, device=new.device).to(new) / (overlap + 1)
-        sources[:, start : start + overlap].lerp_(new[:, :overlap], ramp)
-        sources[:, start + overlap : start + window] = new[:, overlap:]
-    assert sources is not None  # there is a window at least
+    sources, done = waveform.new_empty(0, 0), 0
+    for piece in separated(hear, waveform, window, Voices(), on_progress):
+        if not done:
+            sources = piece.new_empty(len(piece), len(waveform))
+        sources[:, done : done + piece.shape[-1]] = piece
+        done += piece.shape[-1]
     return sources
+
+
+def separated(
+    hear: Hear,
+    waveform: Tensor,
+    window: int,
+    voices: "Voices",
+    on_progress: OnProgress | None = None,
+) -> Iterator[Tensor]:
+    """Give the sources of a mixture `(time,)` piece by piece, `(slot, time)`, on its device.
+
+    `voices` is empty at first, and holds the means over all windows in the end.
+    """
+    tail = None  # what the next window has a part in
+    for _, overlap, heard in track(hear, waveform, window, voices, on_progress):
+        new = heard.sources.to(waveform.device)
+        if tail is not None:
+            before = tail.shape[-1] - overlap
+            ramp = torch.arange(1, overlap + 1, device=new.device).to(new) / (overlap + 1)
+            met = tail[:, before:].lerp(new[:, :overlap], ramp)
+            yield tail[:, :before]
+            new = torch.cat([met, new[:, overlap:]], -1)
+        tail = new
+    assert tail is not None  # there is a window at least
+    yield tail
 
 
 def embed_long(

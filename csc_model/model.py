@@ -1,5 +1,6 @@
 """CSC, reconstructed: one trunk, a separation head, a speaker head bound to its slots."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -11,7 +12,7 @@ from csc_model.attention import AttentiveStatistics, ConditionAttention
 from csc_model.config import ModelConfig
 from csc_model.ecapa import Ecapa
 from csc_model.encoder import build_frontend
-from csc_model.longform import Heard, OnProgress
+from csc_model.longform import Heard, OnProgress, Voices
 from csc_model.mel import LogMel, unit_level
 from csc_model.resample import resampled
 from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights, write_model
@@ -242,11 +243,31 @@ class CSC(nn.Module):
             return longform.separate_long(self._hear, waveform, window, on_progress)
         return self.sources(waveform.unsqueeze(0))[0]
 
+    @torch.inference_mode()
+    def separated(
+        self,
+        waveform: Tensor,
+        voices: Voices,
+        window_s: float = WINDOW_S,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[Tensor]:
+        """Give the sources of a mixture `(time,)` piece by piece, `(slot, time)`: for hours of it.
+
+        At the model's rate; windows alone are brought to its device. `voices` is empty at first;
+        its `mean` are the vectors and activity of the recording in the end.
+
+        Raises:
+            ValueError: as `separate` does.
+        """
+        waveform = self._usable(waveform, None)
+        window = longform.window_samples(window_s, self.config.sample_rate_hz)
+        yield from longform.separated(self._hear, waveform, window, voices, on_progress)
+
     def _usable(self, waveform: Tensor, sample_rate_hz: int | None) -> Tensor:
         """Bring a waveform to the model's rate."""
         if not waveform.numel():
             raise ValueError(f"a waveform of shape {tuple(waveform.shape)} has no samples")
-        if not waveform.isfinite().all():
+        if not torch.stack(waveform.aminmax()).isfinite().all():  # of hours, without a copy
             raise ValueError("a sample of the waveform is NaN or infinite")
         rate_hz = self.config.sample_rate_hz
         given_hz = rate_hz if sample_rate_hz is None else sample_rate_hz

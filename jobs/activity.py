@@ -166,7 +166,10 @@ def usable_now() -> tuple[float, float]:
     ray: Any = sys.modules.get("ray")
     if hasattr(ray, "is_initialized") and ray.is_initialized():  # it may be half imported
         resources = ray.cluster_resources()
-        return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+        cores = float(resources.get("CPU", 0))
+        if len(ray.nodes()) == 1:  # a Ray of one machine may be told of more than it has
+            cores = min(cores, float(os.cpu_count() or 1))
+        return cores, float(resources.get("GPU", 0))
     cuda: Any = sys.modules.get("torch.cuda")
     return 1.0, float(hasattr(cuda, "is_initialized") and cuda.is_initialized())
 

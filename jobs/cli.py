@@ -380,7 +380,8 @@ def show_config(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Print the configuration with all its defaults, as JSON."""
-    typer.echo(configured(config, set_, workspace).model_dump_json(indent=2))
+    indent = None if as_json() else 2
+    typer.echo(configured(config, set_, workspace).model_dump_json(indent=indent))
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ ClusterOption = Annotated[
     typer.Option(
         "--cluster",
         metavar="URL",
-        help="Job server of the cluster; without it, what RAY_API_SERVER_ADDRESS or RAY_ADDRESS "
-        "says, or http://127.0.0.1:8265.",
+        help="Job server of the cluster; without it, what RAY_API_SERVER_ADDRESS says, or "
+        "RAY_ADDRESS where it begins with http, or http://127.0.0.1:8265.",
     ),
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As csc jobs shows it.")]
@@ -67,14 +67,20 @@ def submit(
     again: Annotated[
         bool, typer.Option("--again", help="Submit also what is under way already.")
     ] = False,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Follow what is under way already; else submit it.")
+    ] = False,
 ) -> None:
     """Run a stage on a Ray cluster, from the same configuration as here.
 
     The configuration is checked here, and goes there with this very code; the cluster has the
     libraries. Workspace and corpora are to be where every node finds them, as in s3://, and
-    credentials are the nodes' own. Shows the job's log and ends as the job does; Ctrl-C leaves the
-    job running. A cluster that asks for a token has it from the file RAY_AUTH_TOKEN_PATH.
+    credentials are the nodes' own. Shows the job's log and ends as the job does, with exit
+    code 130 where somebody stopped it; Ctrl-C leaves the job running. A cluster that asks for a
+    token has it from the file RAY_AUTH_TOKEN_PATH.
     """
+    if again and attach:
+        raise typer.BadParameter("--again submits what --attach would follow: leave one out")
     resolved = configured(config, set_, workspace)
     from jobs.console import say
     from jobs.jobserver import JobServer, server_url
@@ -83,12 +89,16 @@ def submit(
 
     wanted, variables = for_cluster(stage, resolved), passed_on(env or [])
     server = JobServer(server_url(cluster))
-    if not again:
-        _check_new(server, under_way(server, stage, wanted))
-    if is_local(wanted.workspace):
-        say(f"workspace {wanted.workspace}: every node of the cluster has to see this folder")
-    job_id = submit_job(server, stage, wanted, variables)
-    say(f"{job_id}: submitted to {server.url}")
+    job = None if again else under_way(server, stage, wanted)
+    if job is not None and attach:
+        job_id = job.id
+        say(f"{job_id}: under way, submitted by {job.by}: nothing new is submitted")
+    else:
+        _check_new(server, job)
+        if is_local(wanted.workspace):
+            say(f"workspace {wanted.workspace}: every node of the cluster has to see this folder")
+        job_id = submit_job(server, stage, wanted, variables)
+        say(f"{job_id}: submitted to {server.url}")
     if detach:
         say(_hints(server, job_id))
     else:
@@ -101,7 +111,10 @@ def _check_new(server: "JobServer", job: "Job | None") -> None:
         return
     same = f"{job.id}, submitted by {job.by}, has the same configuration and is {job.state}"
     if not sys.stdin.isatty():
-        raise CscError(f"{same}; --again submits it all the same\n{_hints(server, job.id)}")
+        raise CscError(
+            f"{same}; --attach follows it, --again submits it all the same\n"
+            f"{_hints(server, job.id)}"
+        )
     typer.confirm(f"{same}. Submit it again?", abort=True)
 
 

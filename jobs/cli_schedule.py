@@ -17,7 +17,8 @@ ScheduleOption = Annotated[
         metavar="NAME",
         envvar="CSC_SCHEDULE",
         help="Say what recurring job this is a run of: where another run of it is at work in the "
-        "workspace, this one ends with exit code 4.",
+        "workspace, this one ends with exit code 4; one that was killed it waits for, up to five "
+        "minutes, until that counts as lost.",
     ),
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the schedule.")]
@@ -83,7 +84,7 @@ def add(
         Kind,
         typer.Option(
             help="cronjob: submits to a cluster that stands. raycronjob: a cluster of its own for "
-            "each run (KubeRay 1.6 or later, with its feature gate RayCronJob on)."
+            "each run (KubeRay 1.7 or later, with its feature gate RayCronJob on)."
         ),
     ] = Kind.CRONJOB,
     cluster: Annotated[
@@ -113,8 +114,14 @@ def add(
         ),
     ] = 24.0,
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="Of a run that failed: each goes on from there.")
-    ] = 1,
+        int,
+        typer.Option(
+            "--retries",
+            min=0,
+            help="Of a cronjob's run that failed, not of one that was stopped: each goes on from "
+            "there. A raycronjob leaves that to its next run.",
+        ),
+    ] = 3,
     token_secret: Annotated[
         str, typer.Option("--token-secret", help="Secret whose auth_token opens the cluster.")
     ] = "csc-ray-token",

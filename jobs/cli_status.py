@@ -27,12 +27,12 @@ def status(
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    from jobs.console import present
+    from jobs import console
     from jobs.status import status as look
     from jobs.status import tables
 
     found = look(configured(config, set_, workspace))
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
+        typer.echo(found.model_dump_json(indent=None if console.as_json() else 2))
     else:
-        present(tables(found))
+        console.present(tables(found))

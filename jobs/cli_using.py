@@ -71,7 +71,7 @@ def embed(
     Each has the activity of its slot, the probability that somebody speaks there: below 0.5 it is
     nobody's voice. Files that cannot be used are named, and the exit code is then 1.
     """
-    from jobs.console import say
+    from jobs.console import complain, say
     from jobs.using import check_output, embed_files, write_embeddings
 
     check_output(out)
@@ -81,7 +81,7 @@ def embed(
         write_embeddings(table, out)
     failed = [row for row in table.to_pylist() if row["error"]]
     for row in failed:
-        typer.echo(f"error: {row['error']}", err=True)
+        complain(f"error: {row['error']}")
     say(f"{len(files) - len(failed)} file(s), {len(table) - len(failed)} vectors: {out}")
     if failed:
         raise typer.Exit(1)

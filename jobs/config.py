@@ -177,7 +177,7 @@ class WorkerNeeds(Strict):
     gpus: float | None = Field(
         None, ge=0, description="unset: one each, if the cluster has them already; 1: waits for it"
     )
-    resources: dict[str, float] = Field({}, description="as nodes are labelled: {gpu_node = 0.01}")
+    resources: dict[str, float] = Field({}, description="as nodes are labelled: {gpu_node = 0.0625}")
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
 
@@ -190,7 +190,14 @@ class RayConfig(Strict):
     cache_gb: float = Field(
         20.0, ge=0, description="of remote mixture shards that a node keeps; 0: none"
     )
-    cache_folder: str = Field("", description="for them; unset: in the system's temporary folder")
+    cache_folder: str = Field("", description="for them; unset: the system's temporary folder")
+
+    @field_validator("cache_folder")
+    @classmethod
+    def _same_for_all_processes(cls, folder: str) -> str:
+        if folder and not Path(folder).is_absolute():
+            raise ValueError(f"cache_folder {folder!r} is to be an absolute path on every node")
+        return folder
 
 
 class Config(Strict):
@@ -255,6 +262,22 @@ class Config(Strict):
                 "speaker_features=mel and detach_separation the contrastive loss has none there: "
                 "change one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_workers_are_counted_right(self) -> Self:
+        """Refuse what Ray rounds down: it divides what a node has by what a worker needs."""
+        needs, counts = self.ray.workers, range(1, self.train.workers + 1)
+        if not self.train.elastic:
+            return self
+        if needs.placement == "STRICT_PACK":
+            raise ValueError("ray.workers.placement=STRICT_PACK has no place for train.min_workers")
+        for name, much in needs.resources.items():
+            if any(sum([much] * count) // much != count for count in counts):
+                raise ValueError(
+                    f"ray.workers.resources.{name} {much}: with train.min_workers give a power of "
+                    "two, as 0.0625, so that sums of it are exact"
+                )
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pipeline.errors import CscError
 ITEM = re.compile(
     r"(?P<all>\*)|(?P<first>[0-9]+|[a-z]{3})(?:-(?P<last>[0-9]+|[a-z]{3}))?", re.ASCII
 )
+ANY_DAY = re.compile(r"\*(/0*1)?")  # as a step of 1 leaves none out
 LEAP_YEAR = 2024
 
 
@@ -46,7 +47,7 @@ def checked_cron(expression: str) -> str:
         )
     meant = {field: _values(word, field) for word, field in zip(words, FIELDS, strict=True)}
     longest = max(calendar.monthrange(LEAP_YEAR, month)[1] for month in meant[MONTH])
-    if words[4] == "*" and min(meant[DAY]) > longest:
+    if any(map(ANY_DAY.fullmatch, words[4].split(","))) and min(meant[DAY]) > longest:
         raise CscError(f"--cron {expression!r}: no such month has a day {min(meant[DAY])}")
     return " ".join(words)
 

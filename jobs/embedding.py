@@ -72,9 +72,8 @@ class Embeddings:
         return system
 
     def hear(self, systems: Sequence[System], run: Runner) -> None:
-        """Embed what is not there yet of all test sides, on the kind of device that is here."""
-        told = self.told | {"device": on_device("auto")}
-        run([told | task for system in systems for task in self._missing(system)], embed_sides)
+        """Embed what is not there yet of all test sides, on a GPU where a worker has one."""
+        run([self.told | task for system in systems for task in self._missing(system)], embed_sides)
 
     def _chunks(self, condition: str) -> Iterator[list[int]]:
         """Give what is heard under a condition: all tests, and clean what is enrolled as well."""
@@ -151,7 +150,7 @@ def chunk_name(trials: Trials, places: Sequence[int], condition: str) -> str:
 
 
 def on_device(name: str) -> str:
-    """Return the device that `auto` means here, or the one that is named."""
+    """Return the device that `auto` means in this process, or the one that is named."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,7 +176,7 @@ def opened(source: str) -> tuple[Trials, Read]:
 
 def embed_sides(task: Task) -> None:
     """Embed a chunk of utterances under each condition that it lacks, and keep what comes out."""
-    embed, model = _embedder(task["cache"], task["system"], on_device(task["device"]))
+    embed, model = _embedder(task["cache"], task["system"], on_device("auto"))
     trials, read = opened(task["source"])
     places, folder = task["places"], Folder(task["cache"]).child(task["system"])
     audio = TrialAudio(read, trials, places)

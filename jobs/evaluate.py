@@ -27,7 +27,7 @@ from jobs.train import Trained, local_copy
 from pipeline.schema import Runner, config_hash
 from pipeline.shards import INDEX, encode
 from pipeline.storage import Folder
-from pipeline.trial_sources import ListedTrials, Source
+from pipeline.trial_sources import Given, ListedTrials, Source
 from pipeline.trials import CLEAN, SIDES_VERSION, TRIALS_VERSION, Trials
 
 CSC_NAME, UNTRAINED, NORMED = "csc", "untrained", "csc, AS-norm"
@@ -37,10 +37,18 @@ ByCondition = dict[str, NDArray[np.float64]]
 """Scores by condition, `(trial,)`."""
 
 
+class Scored(NamedTuple):
+    """What a system makes of trials."""
+
+    scores: ByCondition
+    improvement_db: dict[str, float]  # mean gain of separation by condition, where there is any
+
+
 class Calibrated(NamedTuple):
     """Scores of the test trials, and what they are worth by the validation trials."""
 
     scores: ByCondition
+    improvement_db: dict[str, float]
     calibration: Calibration
 
 
@@ -60,7 +68,7 @@ class Evaluator:
         store: Folder,
         cache: Folder,
         run: Runner,
-        given: ListedTrials | None = None,
+        given: Given | None = None,
     ) -> None:
         self.config, self.run = config, run
         trials, seed = config.evaluate.trials, config.seed
@@ -74,14 +82,22 @@ class Evaluator:
         """The trials that are reported."""
         return self.test.trials
 
+    @property
+    def speakers_by(self) -> str:
+        """What tells who speaks in their files."""
+        given = self.test.source.given
+        return (
+            f"{given.speakers_by} of the list" if isinstance(given, ListedTrials) else "the store"
+        )
+
     def scores(self, system: System, cohort: Views | None = None) -> Calibrated:
         """Score the test trials, and calibrate by the validation trials of all conditions."""
         self.test.hear([system], self.run)
         self.valid.hear([system], self.run)
-        valid = list(_scores(self.valid, system, cohort).values())
+        valid = list(_scored(self.valid, system, cohort).scores.values())
         target = np.tile(self.valid.trials.target, len(valid))
         calibration = calibrate(np.concatenate(valid), target)
-        return Calibrated(_scores(self.test, system, cohort), calibration)
+        return Calibrated(*_scored(self.test, system, cohort), calibration)
 
     def quality(self, system: System) -> dict[str, dict[str, dict[str, float]]]:
         """Return PESQ and STOI by condition, where separation is asked for and they are wanted."""
@@ -101,22 +117,20 @@ class Evaluator:
             return None
         return enrol(self.test.strangers(system, self.config.evaluate.cohort))
 
-    def improvements_db(self, system: System) -> dict[str, float]:
-        """Return the mean gain of separation by condition, where there is any to gain."""
-        gains = {name: self.test.of(system, name).improvement_db for name in self.trials.conditions}
-        return {name: float(np.nanmean(g)) for name, g in gains.items() if not np.isnan(g).all()}
 
-
-def _scores(embeddings: Embeddings, system: System, cohort: Views | None) -> ByCondition:
-    clean, scores = embeddings.of(system, CLEAN).views, {}
+def _scored(embeddings: Embeddings, system: System, cohort: Views | None) -> Scored:
+    found = Scored({}, {})
+    clean = embeddings.of(system, CLEAN)
     for name in embeddings.trials.conditions:
-        views = clean if name == CLEAN else embeddings.of(system, name).views
-        scores[name] = score(views, clean, embeddings.trials, cohort)
-    return scores
+        views, gains = clean if name == CLEAN else embeddings.of(system, name)
+        found.scores[name] = score(views, clean.views, embeddings.trials, cohort)
+        if not np.isnan(gains).all():
+            found.improvement_db[name] = float(np.nanmean(gains))
+    return found
 
 
 def evaluation_id(
-    weights: str, config: Config, against: Mapping[str, str], given: ListedTrials | None = None
+    weights: str, config: Config, against: Mapping[str, str], given: Given | None = None
 ) -> str:
     """Return the name of the evaluation of some weights beside versions, by their names and ids."""
     versions = [TRIALS_VERSION, SIDES_VERSION, MFCC_ID]
@@ -147,10 +161,11 @@ def evaluate(
             "count": len(trials.target),
             "targets": int(trials.target.sum()),
             "speakers": len(set(trials.speakers)),
+            "speakers_by": evaluator.speakers_by,
             "skipped": trials.skipped,
         },
         "calibration": found[CSC_NAME].calibration._asdict(),
-        "improvement_db": evaluator.improvements_db(systems[0]),
+        "improvement_db": found[CSC_NAME].improvement_db,
         "quality": evaluator.quality(systems[0]),
         **summarise(
             scores, {name: its.calibration for name, its in found.items()}, trials, evaluator.config

@@ -28,7 +28,8 @@ def page(index: Mapping[str, Any], plots: Mapping[str, bytes], examples: Iterabl
     trials = index["trials"]
     facts = (
         f"Model {index['model']}; {trials['count']:,} trials ({trials['targets']:,} of one "
-        f"speaker) of {trials['speakers']} speakers in each condition; trial list {trials['hash']}"
+        f"speaker) of {trials['speakers']} speakers, told apart by {trials['speakers_by']}, in "
+        f"each condition; trial list {trials['hash']}"
     )
     skipped = "".join(
         f"<p>{escape(name)} was left out: {escape(why)}</p>"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from csc_model.calibration import Calibration
-from csc_model.model import CSC
+from csc_model.model import CSC, best_view
 from jobs.report import pyplot
 from jobs.scoring import embed_with, enrol
 from pipeline.schema import SAMPLE_RATE_HZ
@@ -88,10 +88,11 @@ def examples(
         enrolled, test = trials.enrolled[trials.enrolment[trial]], int(trials.test[trial])
         clean = [audio.side(int(place), CLEAN).mixture for place in enrolled]
         side = audio.side(test, condition)
-        vector = enrol(np.stack([embed(samples) for samples in clean]))
-        _, activity = model.embed(torch.from_numpy(side.mixture))
-        cosines = (embed(side.mixture) @ vector).astype(np.float64)
-        slots = model.separate(torch.from_numpy(side.mixture)).cpu().numpy()
+        enrolment = torch.from_numpy(enrol(np.stack([embed(samples) for samples in clean])))
+        mixture = torch.from_numpy(side.mixture)
+        vectors, activity = model.embed(mixture)
+        score, _ = best_view(vectors, activity, enrolment)
+        cosines, slots = (vectors @ enrolment).tolist(), model.separate(mixture).numpy()
         sounds = [sound("enrolled", "clean", clean[0])]
         sounds.append(sound("heard", f"as it is: score {cosines[-1]:.2f}", side.mixture))
         sounds += [
@@ -104,7 +105,6 @@ def examples(
                 zip(slots, cosines[:-1], activity[:-1], strict=True), start=1
             )
         ]
-        score = float(cosines.max())
         speakers, over = trials.speakers, trials.conditions[condition].interferers
         yield Example(
             kind,

@@ -65,13 +65,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return "can't allocate memory" in str(error)
 
 
-def out_of_memory(step: int, config: Config) -> HopelessError:
-    """Say what needs less memory."""
+def out_of_memory(step: int, config: Config, share: int, world: int) -> CscError:
+    """Say what needs less memory, for a worker with so many episodes, one of `world`.
+
+    With fewer workers than there may be, a next try may have more, and smaller shares.
+    """
     train, seconds = config.train, config.build.mixing.seconds
-    share = train.batch_size // train.workers
     more = (parts for parts in range(train.accumulate + 1, share + 1) if share % parts == 0)
     smaller = "".join(f"train.accumulate={parts}, " for parts in islice(more, 1))
-    return HopelessError(
+    if train.elastic:
+        smaller = "train.min_workers higher, "
+    kind = CscError if world < train.workers else HopelessError
+    return kind(
         f"step {step}: out of memory with {share // train.accumulate} episodes of "
         f"{config.build.mixing.conditions} x {seconds:g} s at once on each worker: set {smaller}"
         "model.checkpointing=true, or train.batch_size lower (csc try batch-size finds what fits)"

@@ -15,9 +15,10 @@ from pipeline.errors import CscError
 
 DEFAULT_URL = "http://127.0.0.1:8265"
 URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
-URL_VARIABLES = (URL_VARIABLE, "RAY_ADDRESS")
+RAY_VARIABLE = "RAY_ADDRESS"  # which may as well name what is no job server
 PATIENCE_S = 300.0  # that a server may be out of reach while a job is followed
 SILENCE_S = 60.0  # after which a log is asked for anew, as its connection may be dead
+STOPPED = 130  # exit code, as after Ctrl-C
 STOP_GRACE_S = 30  # from the signal until what has not ended is killed
 RETRY_S = POLL_S = 1.0
 UNDER_WAY = ("PENDING", "RUNNING")
@@ -58,9 +59,11 @@ class Job(NamedTuple):
 
     @property
     def exit_code(self) -> int:
-        """Return 0 for success, else what the command said, such as 3 for a refusal, else 1."""
+        """Return 0 for success, 130 if stopped, what the command said (3: refused), else 1."""
         if self.state == "SUCCEEDED":
             return 0
+        if self.state == "STOPPED":
+            return STOPPED
         said = self.command_exit_code or 0
         return said if 0 < said < 256 else 1
 
@@ -71,15 +74,20 @@ def server_url(given: str | None) -> str:
     Raises:
         CscError: it is none, or holds a password.
     """
-    said = (given, *map(os.environ.get, URL_VARIABLES), DEFAULT_URL)
-    text = next(filter(None, said))
-    parts = urlsplit(text)
-    if parts.username or parts.password:
+    rays = os.environ.get(RAY_VARIABLE, "")
+    rays = rays if rays.startswith("http") else ""
+    text = given or os.environ.get(URL_VARIABLE) or rays or DEFAULT_URL
+    if "@" in text:
         raise CscError(
             "the address of the cluster holds a user name or a password: leave it out; Ray takes "
             "a token, from the file that RAY_AUTH_TOKEN_PATH names"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(text)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of brackets, and of a port that is no number
+        named = False
+    if not named:
         raise CscError(
             f"{text} is no address of a job server: give one as http://HEAD:8265, with --cluster "
             f"or in {URL_VARIABLE}"

@@ -1,7 +1,7 @@
 """Where a model comes from: version, run, dataset, store, corpora with their licences."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from csc_model.config import VARIANT
@@ -46,22 +46,60 @@ def flag_forgotten(
     """Tag the versions that were trained with what was forgotten; return their numbers.
 
     For a speaker a version's own list decides. For a recording, whether the version's store is
-    among `stores`, the ids of those that are gone with it: it may have held it.
+    among `stores`, the ids of those that are gone with it: it may have held it. What a version
+    began with counts as its own.
     """
+    versions = registry.versions()
+    own = {one.number: _gone(registry, one, speakers, recordings, stores) for one in versions}
+    bases = {one.number: _base_of(registry, one, versions) for one in versions}
     flagged = []
-    for version in registry.versions():
-        text = registry.read_artifact(version, f"model/{SPEAKERS_FILE}")
-        known = set(json.loads(text or "[]"))
-        known |= {name.rpartition("@")[0] for name in known}  # those at other speeds
-        gone = sorted(known & set(speakers))
-        if version.tags.get(STORE) in stores:
-            gone += sorted(recordings)
-        before = version.tags.get(FORGOTTEN, "")
+    for version in versions:
+        gone, one = [*own[version.number]], bases[version.number]
+        while one is not None:
+            gone += own[one.number]
+            one = bases[one.number]
         if gone:
-            names = dict.fromkeys([*filter(None, before.split(", ")), *gone])
+            before = version.tags.get(FORGOTTEN, "").split(", ")
+            names = dict.fromkeys([*filter(None, before), *gone])
             registry.tag(version, {FORGOTTEN: ", ".join(names)})
             flagged.append(version.number)
     return flagged
+
+
+def inherited(registry: Registry, about: Any) -> dict[str, str]:
+    """Return the tag of a new version, of this lineage, whose base knows who was forgotten."""
+    base = _named(about["begun_with"], registry.versions())
+    forgotten = base.tags.get(FORGOTTEN) if base else None
+    return {FORGOTTEN: forgotten} if forgotten else {}
+
+
+def _gone(
+    registry: Registry,
+    version: Version,
+    speakers: Collection[str],
+    recordings: Collection[str],
+    stores: set[str],
+) -> list[str]:
+    """Return what of the forgotten a version was itself trained with, or may have been."""
+    text = registry.read_artifact(version, f"model/{SPEAKERS_FILE}")
+    known = set(json.loads(text or "[]"))
+    known |= {name.rpartition("@")[0] for name in known}  # those at other speeds
+    gone = sorted(known & set(speakers))
+    return gone + sorted(recordings) if version.tags.get(STORE) in stores else gone
+
+
+def _base_of(registry: Registry, version: Version, among: Iterable[Version]) -> Version | None:
+    """Return the version that one began with, if there is one still."""
+    text = registry.read_artifact(version, f"evaluation/{LINEAGE_FILE}")
+    return _named(json.loads(text)["begun_with"], among) if text else None
+
+
+def _named(begun_with: str | None, among: Iterable[Version]) -> Version | None:
+    """Return the version that `train.init_from` names: by its address, or by its model's folder."""
+    word = (begun_with or "").rpartition("/")[2]
+    by_number = (begun_with or "").startswith("models:/")
+    found = (one for one in among if word == (one.number if by_number else one.tags.get(MODEL_ID)))
+    return min(found, key=lambda one: int(one.number), default=None)
 
 
 def read(registry: Registry, version: Version) -> Any:
@@ -103,9 +141,6 @@ def lines(registry: Registry, version: Version) -> Iterator[str]:
         )
     if about["begun_with"]:
         yield f"{indent}began with {about['begun_with']}"
-        yield from _base(registry, about["begun_with"])
-
-
-def _base(registry: Registry, name: str) -> Iterator[str]:
-    if name.startswith(f"models:/{registry.model}/"):
-        yield from (f"    {line}" for line in lines(registry, registry.version(name)))
+        base = _named(about["begun_with"], registry.versions())
+        if base is not None:
+            yield from (f"    {line}" for line in lines(registry, base))

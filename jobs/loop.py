@@ -32,7 +32,7 @@ from jobs.validation import Found, Validator
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
 from pipeline.loader import Batch, EpisodeLoader, audio_seconds
-from pipeline.nearby import Nearby, own_folder
+from pipeline.nearby import Nearby
 from pipeline.speeds import voices
 from pipeline.storage import Folder
 
@@ -108,7 +108,7 @@ class Worker:
     def _loader(self, split: str) -> EpisodeLoader:
         kept, ray_config = None, self.config.ray
         if ray_config.cache_gb:
-            kept = Nearby(own_folder(ray_config.cache_folder), int(1e9 * ray_config.cache_gb))
+            kept = Nearby(ray_config.cache_folder, int(1e9 * ray_config.cache_gb))
         return EpisodeLoader(
             self.job.dataset,
             split,
@@ -185,10 +185,14 @@ class Worker:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory(step, self.config) from None
+            share = self.train_data.share.size
+            raise out_of_memory(step, self.config, share, self.world) from None
 
     def _line(self, meter: Meter) -> dict[str, float]:
-        """Return what is logged: losses are means over ranks, times are those of each."""
+        """Return what is logged: losses are means over ranks, times are those of each.
+
+        Of diagnostics, uneven shares make that mean uneven too.
+        """
         line = meter.line() | {"workers": float(self.world)}
         if self.world == 1:
             return line

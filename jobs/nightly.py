@@ -2,12 +2,13 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.activity import LOST_AFTER_S, SCHEDULE_VARIABLE, Activity, activities, activity
+from jobs.activity import BEAT_S, LOST_AFTER_S, SCHEDULE_VARIABLE, Activity, activities, activity
 from jobs.config import Config
 from jobs.console import say
 from jobs.finetune import pinned
@@ -18,6 +19,7 @@ from pipeline.errors import CscError
 from pipeline.schema import config_hash
 from pipeline.storage import Folder
 
+POLL_S = 5.0  # from one look at the records of another run to the next
 DONE = "csc.done."  # and a hash of what was judged: a tag of the version that came of it
 
 
@@ -60,20 +62,32 @@ def begun(config: Config, registry: Registry) -> Config:
 
 
 @contextmanager
-def alone(workspace: Folder, schedule: str) -> Iterator[None]:
+def alone(
+    workspace: Folder,
+    schedule: str,
+    *,
+    beat_s: float = BEAT_S,
+    poll_s: float = POLL_S,
+    lost_after_s: float = LOST_AFTER_S,
+) -> Iterator[None]:
     """Keep a record that a schedule is at work, and refuse to start where it already is.
+
+    A run that was killed has left a record as well: while it stands still this waits, at most
+    until it counts as lost, `lost_after_s` after its last beat.
 
     Raises:
         OverlapError: a run of it is alive, by its record in the workspace.
     """
-    _refuse(schedule, _parted(workspace, schedule)[1])
+    _outwait(workspace, schedule, poll_s, lost_after_s)
     costs_nothing = (0.0, 0.0)  # the records of its stages say what they cost
     with (
         _named(schedule),
-        activity(workspace, "schedule", schedule, usable=lambda: costs_nothing) as record,
+        activity(
+            workspace, "schedule", schedule, beat_s=beat_s, usable=lambda: costs_nothing
+        ) as record,
     ):
         record.beat()  # of two that start at once, one at least sees the other by now
-        ours, others = _parted(workspace, schedule)
+        ours, others = _parted(workspace, schedule, lost_after_s)
         began = max(one.began for one in ours)
         _refuse(schedule, [one for one in others if one.began <= began])
         yield
@@ -92,12 +106,30 @@ def _named(schedule: str) -> Iterator[None]:
             os.environ[SCHEDULE_VARIABLE] = before
 
 
-def _parted(workspace: Folder, schedule: str) -> tuple[list[Activity], list[Activity]]:
+def _outwait(workspace: Folder, schedule: str, poll_s: float, lost_after_s: float) -> None:
+    """Wait until no record of other runs counts as alive; refuse where one is written anew."""
+    found = others = _parted(workspace, schedule, lost_after_s)[1]
+    if found:
+        last = max(found, key=lambda one: one.updated)
+        say(
+            f"schedule {schedule}: the last sign of life of a run on {last.host} is of "
+            f"{last.updated:%H:%M:%S} UTC; waiting for another, or until it counts as lost, "
+            f"{lost_after_s:.0f} s after it"
+        )
+    while others:
+        time.sleep(poll_s)
+        others = _parted(workspace, schedule, lost_after_s)[1]
+        _refuse(schedule, [one for one in others if one not in found])
+
+
+def _parted(
+    workspace: Folder, schedule: str, lost_after_s: float
+) -> tuple[list[Activity], list[Activity]]:
     """Return the live records of a schedule: those of this process, and those of others."""
     here = (socket.gethostname(), os.getpid())
     ours: list[Activity] = []
     others: list[Activity] = []
-    for one in activities(workspace):
+    for one in activities(workspace, lost_after_s=lost_after_s):
         if (one.schedule, one.state) == (schedule, "running"):
             (ours if (one.host, one.pid) == here else others).append(one)
     return ours, others
@@ -109,6 +141,5 @@ def _refuse(schedule: str, others: list[Activity]) -> None:
     oldest = min(others, key=lambda one: one.began)
     raise OverlapError(
         f"schedule {schedule} is at work on {oldest.host} since {oldest.began:%Y-%m-%d %H:%M} UTC: "
-        f"nothing was started; if that run was killed, it counts as lost {LOST_AFTER_S / 60:.0f} "
-        "minutes after its last sign of life"
+        "nothing was started"
     )

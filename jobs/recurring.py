@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from jobs.cli_schedule import OVERLAP
 from jobs.config import Config
 from jobs.cron import checked_cron, checked_time_zone
-from jobs.jobserver import server_url
+from jobs.jobserver import STOPPED, server_url
 from jobs.kubectl import PART_OF, SCHEDULE, STAGE, Manifest, check_name
-from jobs.submission import for_cluster, is_local
+from jobs.submission import for_cluster, is_local, places
 from pipeline.errors import CscError
 
 Kind = Literal["cronjob", "raycronjob"]
@@ -28,6 +28,7 @@ MEMORY = re.compile(r"[1-9][0-9]*[MG]i", re.ASCII)
 LATE_S = 3600  # that a run may begin after its time; later than that it is left out
 KEPT_S = 3600  # that a cluster of its own stays after its job, for a look at its logs
 USER_ID = 1000
+STAYS = "karpenter.sh/do-not-disrupt"  # no node is emptied for the sake of its price
 SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}  # of which Ray takes 30 %
 GPU_NODES = [
     {"key": "csc/nodes", "value": "gpu", "effect": "NoSchedule"},
@@ -49,7 +50,7 @@ class Schedule(NamedTuple):
     token_secret: str = "csc-ray-token"
     env_secret: str = "csc-env"
     deadline_hours: float = 24.0
-    retries: int = 1
+    retries: int = 3  # of a CronJob's run
     cpus: float = 4.0  # of the pods of a cluster of its own
     memory: str = "16Gi"
 
@@ -99,12 +100,13 @@ def _checked(schedule: Schedule) -> Schedule:
 
 
 def _check_pods_find(config: Config) -> None:
-    """Refuse folders: nothing is mounted into the pods of a cluster of its own."""
-    for place in (config.workspace, *(corpus.root for corpus in config.ingest.corpora)):
+    """Refuse paths: nothing is mounted into the pods of a cluster of its own."""
+    for key, place in places(config):
         if is_local(place):
             raise CscError(
-                f"{place} is a folder, and pods of --kind raycronjob have none of this machine's: "
-                "give an s3:// address, or use --kind cronjob with a cluster that sees it"
+                f"{key}: {place} is on a disk, and pods of --kind raycronjob have none but their "
+                "own: give an s3:// address (of MLflow, a server), or use --kind cronjob with a "
+                "cluster that sees it"
             )
 
 
@@ -120,7 +122,7 @@ def _cron_job(schedule: Schedule) -> Manifest:
     env = {"CSC_SCHEDULE": schedule.name}
     if schedule.stage == "run":
         env["CSC_IF_NEW"] = "1"
-    command = ["csc", "submit", schedule.stage, "--config", CONFIG_PATH]
+    command = ["csc", "submit", schedule.stage, "--attach", "--config", CONFIG_PATH]
     command += ["--cluster", schedule.cluster, *(word for name in env for word in ("--env", name))]
     env["RAY_AUTH_TOKEN_PATH"] = f"{TOKEN_FOLDER}/{TOKEN_NAME}"
     container = {
@@ -137,11 +139,16 @@ def _cron_job(schedule: Schedule) -> Manifest:
         "serviceAccountName": "csc-submit",
         "automountServiceAccountToken": False,
     }
-    overlap = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [OVERLAP]}}
+    evicted = {"type": "DisruptionTarget", "status": "True"}
+    ended = {"operator": "In", "values": [OVERLAP, STOPPED]}
+    rules = [  # the job goes on without the pod that followed it: the next one attaches to it
+        {"action": "Ignore", "onPodConditions": [evicted]},
+        {"action": "FailJob", "onExitCodes": ended},
+    ]
     job = {
         "backoffLimit": schedule.retries,
         "activeDeadlineSeconds": schedule.deadline_s,
-        "podFailurePolicy": {"rules": [overlap]},
+        "podFailurePolicy": {"rules": rules},
         "template": pod,
     }
     return {
@@ -168,7 +175,7 @@ def _ray_cron_job(schedule: Schedule, config: Config) -> Manifest:
         "submissionMode": "HTTPMode",  # by the operator: no third pod
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": KEPT_S,
-        "backoffLimit": schedule.retries,
+        "backoffLimit": 0,  # a whole cluster anew, even for a run that found another at work
         "activeDeadlineSeconds": schedule.deadline_s,
         "rayClusterSpec": {
             "rayVersion": version("ray"),
@@ -184,15 +191,14 @@ def _workers(schedule: Schedule, config: Config) -> Manifest:
     """Return a pod for each worker of a training; tasks of other stages run there as well."""
     count, needs = config.train.workers, config.ray.workers
     wanted = {**config.ray.tasks.resources, **needs.resources}
-    # KubeRay hands it to a shell: JSON in two pairs of quotes.
-    labels = json.dumps(json.dumps(dict.fromkeys(sorted(wanted), 1)))
+    labels = json.dumps(dict.fromkeys(sorted(wanted), 1))
     gpus = math.ceil(1 if needs.gpus is None else needs.gpus)
     return {
         "groupName": "workers",
         "replicas": count,
         "minReplicas": count,
         "maxReplicas": count,
-        "rayStartParams": {"resources": f"'{labels}'"} if wanted else {},
+        "rayStartParams": {"resources": json.dumps(labels)} if wanted else {},  # for a shell
         "template": _ray_pod("ray-worker", schedule, config, gpus),
     }
 
@@ -236,4 +242,5 @@ def _pod(schedule: Schedule, container: Manifest, volumes: dict[str, Manifest]) 
             *volumes.values(),
         ],
     }
-    return {"metadata": {"labels": schedule.labels}, "spec": spec}
+    metadata = {"labels": schedule.labels, "annotations": {STAYS: "true"}}
+    return {"metadata": metadata, "spec": spec}

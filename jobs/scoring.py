@@ -6,7 +6,6 @@ recording itself.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from csc_model.calibration import Cohort, as_norm
 from csc_model.losses import SILENT, best_permutation, pairwise_separation_loss, si_snr_db
 from csc_model.metrics import Trials as ScoredTrials
 from csc_model.mfcc import mfcc_statistics
-from csc_model.model import ACTIVE, CSC, best_view
+from csc_model.model import ACTIVE, CSC
 from csc_model.objective import in_order
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.trials import Trials
@@ -109,13 +108,3 @@ def improvement_db(sources: Tensor, mixtures: Tensor, references: Tensor) -> Ten
     gains = si_snr_db(matched(sources, references), references) - before
     speaks = references.square().mean(-1) >= SILENT
     return gains.where(speaks, gains.new_tensor(float("nan"))).nanmean(-1)
-
-
-def decide(model: CSC, enrolment: Samples, test: Samples) -> tuple[float, dict[str, Any]]:
-    """Score one pair and say which view of the test side won, with the slots' activity."""
-    vectors, activity = model.embed(torch.from_numpy(test))
-    enrolled = model.embed(torch.from_numpy(enrolment))[0][-1]
-    score, best = best_view(vectors, activity, enrolled)
-    names = [f"slot {slot + 1}" for slot in range(len(vectors) - 1)] + ["the recording as it is"]
-    active = [round(float(probability), 3) for probability in activity[:-1]]
-    return score, {"view": names[best], "activity": active}

@@ -24,8 +24,9 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 CONFIG_FILE = "csc.json"
 WITHOUT_MLFLOW = ("ingest", "build")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+FILE = re.compile(r"^file:(//)?", re.IGNORECASE)
 PASSWORD = re.compile(
-    r"//[^/@]+@|[?&;][^=&;]*(key|secret|token|passw)[^=&;]*=", re.IGNORECASE
+    r"[a-z0-9+.-]://[^/@]+@|[?&;][^=&;]*(key|secret|token|passw)[^=&;]*=", re.IGNORECASE
 )  # in an address
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 
@@ -43,7 +44,7 @@ def for_cluster(stage: str, config: Config) -> Config:
                 "it out, and set it on the nodes (of MLflow, in MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD)"
             )
-    for key, text in _places(config):
+    for key, text in places(config):
         if only_here(text):
             raise CscError(
                 f"{key} is {text!r}, which only this machine can find: give an s3:// address, or "
@@ -55,7 +56,7 @@ def for_cluster(stage: str, config: Config) -> Config:
     return config.model_copy(update={"ray": ray})
 
 
-def _places(config: Config) -> Iterator[tuple[str, str]]:
+def places(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the keys that may name files."""
     yield "workspace", config.workspace
     for number, corpus in enumerate(config.ingest.corpora):
@@ -70,13 +71,17 @@ def _places(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def is_local(place: str) -> bool:
-    """Say whether a place is a path, not an address."""
-    return SCHEME.match(place) is None
+    """Say whether a place is a path, be it written as a file: address."""
+    return SCHEME.match(_path(place)) is None
 
 
 def only_here(place: str) -> bool:
     """Say whether a place is a path that begins in this folder or in this user's home."""
-    return is_local(place) and not Path(place).is_absolute()
+    return is_local(place) and not Path(_path(place)).is_absolute()
+
+
+def _path(place: str) -> str:
+    return FILE.sub("", place)
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -30,6 +30,7 @@ from jobs.console import Advance, progress
 from jobs.failures import check_fits
 from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base
 from jobs.loop import train_loop
+from jobs.places import gpus_for
 from jobs.registry import Registry
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
@@ -56,7 +57,11 @@ class Trained(NamedTuple):
 
 
 def model_id(dataset: dict[str, Any], config: Config) -> str:
-    """Return the name of a training run: a hash of all that its result depends on."""
+    """Return the name of a training run: a hash of all that its result depends on.
+
+    But for what a cluster does to it: with fewer workers, dropout and views are drawn for other
+    shares, and an ECAPA-TDNN is normed over them.
+    """
     train = config.train.model_dump(
         exclude={"checkpoint_minutes", "threads", "min_workers", "retries"}
     )
@@ -177,15 +182,15 @@ def _scaling(config: Config) -> ScalingConfig:
     least = train.min_workers if train.elastic else train.workers
     gpus = needs.gpus
     if gpus is None:
-        gpus = float(ray.cluster_resources().get("GPU", 0) >= least)
+        gpus = float(gpus_for(ray.nodes(), needs.resources) >= least)
     return ScalingConfig(
         num_workers=(least, train.workers) if train.elastic else train.workers,
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": needs.cpus, **needs.resources}
         | ({"GPU": gpus} if gpus else {}),
         placement_strategy=needs.placement,
-        # A group that grows goes back to its last checkpoint: never without a new one.
-        elastic_resize_monitor_interval_s=60 * train.checkpoint_minutes,
+        # A group that grows goes back to its last checkpoint: it has had time for one by then.
+        elastic_resize_monitor_interval_s=120 * train.checkpoint_minutes,
     )
 
 
@@ -217,11 +222,13 @@ def _listening(
     waiting: deque[tuple[int, dict[str, float]]] = deque()
 
     def hand_on() -> None:
-        waiting.extend(ray.get(reporter.take.remote()))
+        lines = ray.get(reporter.take.remote())
+        for _, metrics in lines:
+            telemetry.trained(model, metrics)
+        waiting.extend(lines)
         while waiting:
             step, metrics = waiting[0]
             registry.log_metrics(run_id, step, metrics)
-            telemetry.trained(model, metrics)
             advance(step, config.train.steps, note(metrics))
             waiting.popleft()
 
@@ -237,6 +244,7 @@ def _listening(
     finally:
         over.set()
         thread.join()
+        telemetry.trained(model, {"step_s": math.nan})  # a gauge stays as it is: no step is taken
     hand_on()
 
 

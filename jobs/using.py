@@ -1,28 +1,31 @@
 """A registered model at work on files: embed, separate, enrol, identify."""
 
 import io
-from collections.abc import Iterator, Sequence
+import wave
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import soundfile
 import torch
-from numpy.typing import NDArray
 
+from csc_model.longform import Voices
 from csc_model.model import ACTIVE, CSC
 from jobs.console import progress
+from jobs.listening import listen
 from jobs.scoring import enrol as enrol_vector
 from jobs.verify import Verifier
-from pipeline.audio import load
+from pipeline.audio import load, to_pcm
 from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ, content_id
-from pipeline.storage import Folder
+from pipeline.storage import Folder, explained
 
-WHOLE = "whole"
+SAMPLES_AT_ONCE = 1 << 20
 GALLERY = pa.schema(
     [
         ("name", pa.string()),
@@ -41,31 +44,6 @@ EMBEDDING = pa.schema(
         ("error", pa.string()),  # why a file has none
     ]
 )
-Vector = NDArray[np.float32]
-
-
-class Listened(NamedTuple):
-    """What a model hears in a file."""
-
-    seconds: float
-    names: list[str]  # of the views
-    vectors: Vector  # (view, dim)
-    activity: Vector  # (view,)
-
-
-def listen(model: CSC, path: str) -> Listened:
-    """Embed a file of any format, rate and length.
-
-    Raises:
-        CscError: it cannot be used; the message names it and says why.
-    """
-    samples = load(path)
-    device = next(model.parameters()).device
-    with progress(f"{Path(path).name}: windows") as advance:
-        vectors, activity = model.embed(torch.from_numpy(samples).to(device), on_progress=advance)
-    names = [f"slot-{number}" for number in range(1, len(vectors))] + [WHOLE]
-    seconds = len(samples) / SAMPLE_RATE_HZ
-    return Listened(seconds, names, vectors.cpu().numpy(), activity.cpu().numpy())
 
 
 def embed_files(model: CSC, paths: Sequence[str]) -> pa.Table:
@@ -130,18 +108,24 @@ def separate_file(model: CSC, path: str, to: Path) -> Iterator[tuple[Path, float
     Raises:
         CscError: the file cannot be used, or the folder cannot be written to.
     """
-    samples = torch.from_numpy(load(path)).to(next(model.parameters()).device)
-    with progress("windows") as advance:
-        sources = model.separate(samples, on_progress=advance).cpu()
-    activity = model.embed(samples)[1][:-1].tolist()
-    sources = sources / max(1.0, float(sources.abs().max()))
+    samples, voices, peak = torch.from_numpy(load(path)), Voices(), 1.0
     folder = Folder.at(to)
-    for number, (source, active) in enumerate(zip(sources, activity, strict=True), start=1):
-        sink = io.BytesIO()
-        soundfile.write(sink, source.numpy(), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
-        name = f"{Path(path).stem}-slot-{number}.wav"
-        folder.put(name, sink.getvalue())
-        yield to / name, active
+    with folder.scratch() as scratch, TemporaryFile(dir=scratch) as file:
+        with progress("windows") as advance:
+            for piece in model.separated(samples, voices, on_progress=advance):
+                peak = max(peak, float(piece.abs().max()))
+                file.write(piece.T.cpu().numpy().tobytes())
+        activity = voices.mean()[1][:-1].tolist()
+        for slot, active in enumerate(activity):
+            name = f"{Path(path).stem}-slot-{slot + 1}.wav"
+            file.seek(0)
+            with wave.open(str(scratch / name), "wb") as voice:
+                voice.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+                while block := file.read(4 * len(activity) * SAMPLES_AT_ONCE):
+                    sources = np.frombuffer(block, np.float32).reshape(-1, len(activity))
+                    voice.writeframes(to_pcm(sources[:, slot] / peak).tobytes())
+            folder.put(name, scratch / name)
+            yield to / name, active
 
 
 class Gallery:
@@ -172,18 +156,34 @@ class Gallery:
         """Enrol somebody by clean recordings, in place of what was there; tell if there was."""
         clean = [listen(verifier.model, path).vectors for path in paths]
         vector = enrol_vector(np.stack(clean))
-        table = self.read()
-        kept = table.filter(pc.not_equal(table["name"], name))
-        row = {
-            "name": name,
-            "model": verifier.model_id,
-            "files": [content_id(Path(path).read_bytes()) for path in paths],
-            "vector": vector,
-        }
-        sink = io.BytesIO()
-        pq.write_table(pa.concat_tables([kept, pa.Table.from_pylist([row], GALLERY)]), sink)
-        self.folder.put(self.name, sink.getvalue())
+        files = [content_id(Path(path).read_bytes()) for path in paths]
+        row = {"name": name, "model": verifier.model_id, "files": files, "vector": vector}
+        return self.put(row)
+
+    def put(self, row: Mapping[str, Any]) -> bool:
+        """Put somebody's row in place of the one that was there; tell if there was."""
+        with self._alone():
+            table = self.read()
+            kept = table.filter(pc.not_equal(table["name"], row["name"]))
+            sink = io.BytesIO()
+            pq.write_table(pa.concat_tables([kept, pa.Table.from_pylist([row], GALLERY)]), sink)
+            self.folder.put(self.name, sink.getvalue())
         return len(kept) < len(table)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until nobody else is between reading and writing it (local galleries only)."""
+        if not self.folder.is_local:
+            yield
+            return
+        import fcntl
+
+        path = Path(self.folder.uri) / f".{self.name}.lock"
+        with ExitStack() as held:
+            with explained("write", str(path)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(held.enter_context(path.open("w")), fcntl.LOCK_EX)
+            yield
 
     def identify(self, verifier: Verifier, path: str, prior: float) -> list["Match"]:
         """Return everybody with how probably they are heard in a file, the likeliest first.

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from csc_model.calibration import Calibration
-from csc_model.model import CSC
+from csc_model.model import CSC, best_view
 from jobs.config import Config
 from jobs.console import say
 from jobs.embedding import weights_id
+from jobs.listening import WHOLE, Listened, listen
 from jobs.registry import CHAMPION
-from jobs.scoring import decide
 from jobs.workspace import registry_of
-from pipeline.audio import load
 from pipeline.errors import CscError
 from pipeline.shards import INDEX
 from pipeline.storage import Folder
@@ -29,18 +29,30 @@ def verify(enrolment: str, test: str, model_uri: str | None, prior: float, confi
     Raises:
         CscError: a file cannot be used, or there is no such model.
     """
-    clips = load(enrolment), load(test)
     verifier = load_verifier(model_uri or champion_of(config), config)
-    score, details = decide(verifier.model, *clips)
+    score, view, heard = compare(verifier.model, enrolment, test)
     probability = float(verifier.calibration.probability(np.array(score), prior))
     say("same speaker" if probability >= 0.5 else "different speakers")
     say(
         f"  probability {probability:.1%}, if {prior:.0%} was expected before listening; score "
         f"{score:.3f}, even odds at {verifier.threshold:.3f} (calibrated on validation trials)"
     )
-    say(f"  best match in the second file: {details['view']}")
-    active = ", ".join(f"{probability:.0%}" for probability in details["activity"])
+    shown = "the recording as it is" if view == WHOLE else view.replace("-", " ")
+    say(f"  best match in the second file: {shown}")
+    active = ", ".join(f"{probability:.0%}" for probability in heard.activity[:-1])
     say(f"  somebody speaks in its slots: {active}")
+
+
+def compare(model: CSC, enrolment: str, test: str) -> tuple[float, str, Listened]:
+    """Score a file against a clean one; tell which view of it won, and all that is heard in it.
+
+    Raises:
+        CscError: a file cannot be used.
+    """
+    enrolled, heard = (listen(model, path) for path in (enrolment, test))
+    views = torch.from_numpy(heard.vectors), torch.from_numpy(heard.activity)
+    score, best = best_view(*views, torch.from_numpy(enrolled.vectors[-1]))
+    return score, heard.names[best], heard
 
 
 def champion_of(config: Config) -> str:
@@ -64,9 +76,13 @@ class Verifier(NamedTuple):
 def load_verifier(model_uri: str, config: Config) -> Verifier:
     """Return a registered model, or one in a folder with its evaluation.
 
+    From then on torch has `train.threads` threads: where others use the cores too, more of them
+    mostly wait for each other.
+
     Raises:
         CscError: there is no such model.
     """
+    torch.set_num_threads(config.train.threads)
     with tempfile.TemporaryDirectory(prefix="csc-verify-") as scratch:
         folder = artifacts_of(model_uri, config, Path(scratch))
         try:

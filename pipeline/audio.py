@@ -6,7 +6,7 @@ process of their own.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -212,7 +212,15 @@ class _Downmix:
 
 def decode_16k(data: bytes) -> Samples:
     """Decode all of a file at once; raises as `stream` does."""
-    return np.concatenate(list(stream(io.BytesIO(data))))
+    return _joined(stream(io.BytesIO(data)))
+
+
+def _joined(blocks: Iterable[Samples]) -> Samples:
+    """Join blocks one by one: hours of sound need not be in memory twice."""
+    joined = bytearray()
+    for block in blocks:
+        joined += block.tobytes()
+    return np.frombuffer(joined, np.float32)
 
 
 def to_pcm(samples: Samples) -> Pcm:
@@ -232,7 +240,8 @@ def load(path: str | Path) -> Samples:
         CscError: naming the file and the reason.
     """
     try:
-        samples = decode_16k(Path(path).read_bytes())
+        with Path(path).open("rb") as file:
+            samples = _joined(stream(file))
     except AudioError as error:
         raise CscError(f"{path}: {error.reason}: {error.detail}; give another file") from error
     except OSError as error:
@@ -240,6 +249,6 @@ def load(path: str | Path) -> Samples:
     seconds = len(samples) / SAMPLE_RATE_HZ
     if seconds < MIN_SECONDS:
         raise CscError(f"{path}: too short: {seconds:.2f} s; give at least {MIN_SECONDS} s")
-    if not np.any(np.abs(samples) > 1e-4):
+    if max(samples.max(), -samples.min()) <= 1e-4:
         raise CscError(f"{path}: silent: no sample is above -80 dBFS; give another file")
     return samples

@@ -198,7 +198,7 @@ class EpisodeShard:
             return self._mapped[begin : begin + size]
         assert self.nearby is not None, "asked above"
         address = self.folder.path(self.name)
-        return self.nearby.get(address, group, lambda: self._source.read_at(size, begin))
+        return self.nearby.get(address, group, size, lambda: self._source.read_at(size, begin))
 
     def _in_place(self, group: int, rows: range) -> list[Pcm] | None:
         """Return the audio of a row group as views of its page, or None where it is not as plain.

@@ -1,12 +1,5 @@
-"""Trial lists as files: VoxCeleb's format on audio files, and a table with conditions on a store.
+"""Trial lists in VoxCeleb's format: `label enrolment test` in a line, audio files below a root."""
 
-VoxCeleb: `label enrolment test` in a line, paths below a root. The table is tab-separated, with a
-heading: what is enrolled, tested and laid over it by utterance ids, so that whoever has the same
-store has the same trials.
-"""
-
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,20 +12,17 @@ from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
 from pipeline.schema import CATALOGUE, OnProgress, content_id
 from pipeline.speech import active_level_dbfs
-from pipeline.trials import MAX_RIVALS, MIN_SPEAKERS, NONE, TrialConfig, Trials, possible
-
-COLUMNS = (
-    "condition",
-    "target",
-    "enrolment",  # ids, comma-separated
-    "test",
-    "interferers",
-    "sir_db",
-    "noise",
-    "snr_db",
-    "room",
-    "seconds",
+from pipeline.strangers import Runs, draw_strangers
+from pipeline.trials import (
+    MAX_RIVALS,
+    MIN_SPEAKERS,
+    NONE,
+    TrialConfig,
+    Trials,
+    possible,
 )
+
+FOLDERS, TARGETS = "first folders", "target trials"  # what may tell who speaks in a file
 
 
 class Pair(NamedTuple):
@@ -69,12 +59,30 @@ def read_voxceleb(path: Path) -> list[Pair]:
     return pairs
 
 
-def speakers_of(pairs: Iterable[Pair]) -> dict[str, str]:
-    """Return a speaker for each file: files of a target trial have the same one.
+class Speakers(NamedTuple):
+    """A speaker for each file, and what tells who it is."""
 
-    Each is named by the first of their files. Two that no chain of target trials joins count as
-    different people.
+    of: dict[str, str]
+    by: str  # FOLDERS or TARGETS
+
+
+def speakers_of(pairs: Sequence[Pair]) -> Speakers:
+    """Return who speaks in the files of a list.
+
+    The first folder of a path is its speaker, as in VoxCeleb, if no trial contradicts that: files
+    of a target trial share theirs, those of another trial do not. Else files of a target trial have
+    the same speaker, named by the first of them, and two that no chain of target trials joins
+    count as different people.
     """
+    folder = {
+        name: name.partition("/")[0] for pair in pairs for name in (pair.enrolment, pair.test)
+    }
+    if all(pair.target == (folder[pair.enrolment] == folder[pair.test]) for pair in pairs):
+        return Speakers(folder, FOLDERS)
+    return Speakers(_joined(pairs), TARGETS)
+
+
+def _joined(pairs: Iterable[Pair]) -> dict[str, str]:
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -140,7 +148,7 @@ def catalogue_of(pairs: Sequence[Pair], read: FileReader, on_progress: OnProgres
     Raises:
         CscError: a file cannot be used.
     """
-    speakers = speakers_of(pairs)
+    speakers = speakers_of(pairs).of
     ordered = sorted(speakers, key=lambda name: (speakers[name], name))
     rows = []
     for done, name in enumerate(ordered, start=1):
@@ -178,8 +186,8 @@ def trials_of_pairs(
     _, speaker = np.unique(utterances["speaker_id"].to_pylist(), return_inverse=True)
     if speaker.max() + 1 < MIN_SPEAKERS:
         raise CscError(
-            f"the list has {speaker.max() + 1} speaker(s), as far as its target trials tell: "
-            f"{MIN_SPEAKERS} are needed"
+            f"the list has {speaker.max() + 1} speaker(s), as far as its {speakers_of(pairs).by} "
+            f"tell: {MIN_SPEAKERS} are needed"
         )
     conditions, skipped = possible(config.conditions, {"noise": 0, "room": 0}, "the list")
     rivals = _rivals(speaker, np.array(enrolled)[enrolment], test, seed)
@@ -211,50 +219,13 @@ def _rivals(speaker: np.ndarray, enrolled: np.ndarray, test: np.ndarray, seed: i
 
     They are of speakers whom the test is not compared with.
     """
-    rivals = np.full((len(speaker), MAX_RIVALS), NONE)
+    rivals, utterances = np.full((len(speaker), MAX_RIVALS), NONE), Runs.of(speaker)
     order = np.argsort(test, kind="stable")
     runs = np.split(order, np.flatnonzero(np.diff(test[order])) + 1)
     for run in runs:
         place = int(test[run[0]])
         known = {int(speaker[place]), *speaker[enrolled[run]].tolist()}
         draws = Draws(stream_key(seed, "trials", "list"), place)
-        for slot in range(MAX_RIVALS):
-            strangers = np.flatnonzero(~np.isin(speaker, list(known)))
-            if not len(strangers):
-                break
-            rivals[place, slot] = strangers[draws.below(len(strangers))]
-            known.add(int(speaker[rivals[place, slot]]))
+        drawn = draw_strangers(utterances, speaker, known, MAX_RIVALS, draws)
+        rivals[place, : len(drawn)] = drawn
     return rivals
-
-
-def table(trials: Trials) -> str:
-    """Write trials as a tab-separated table, a row for each trial under each condition."""
-    sink = io.StringIO()
-    writer = csv.writer(sink, delimiter="\t", lineterminator="\n")
-    writer.writerow(COLUMNS)
-    ids, noises, rooms = (
-        part["utterance_id"].to_pylist()
-        for part in (trials.utterances, trials.noises, trials.rooms)
-    )
-    enrolled = [",".join(ids[row] for row in own) for own in trials.enrolled.tolist()]
-    for name, its in trials.conditions.items():
-        for enrolment, test, target in zip(
-            trials.enrolment.tolist(), trials.test.tolist(), trials.target.tolist(), strict=True
-        ):
-            rivals = trials.rivals[test, : its.interferers].tolist()
-            noisy = its.snr_db is not None
-            writer.writerow(
-                (
-                    name,
-                    int(target),
-                    enrolled[enrolment],
-                    ids[test],
-                    ",".join(ids[rival] for rival in rivals),
-                    its.sir_db if rivals else "",
-                    noises[trials.noise[test]] if noisy else "",
-                    its.snr_db if noisy else "",
-                    rooms[trials.room[test]] if its.room else "",
-                    its.seconds or "",
-                )
-            )
-    return sink.getvalue()

@@ -1,11 +1,12 @@
-"""Where trials come from: a split of a store, or a list of audio files."""
+"""Where trials come from: a split of a store, a table of its utterances, or a list of files."""
 
 import io
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.schema import CATALOGUE, OnProgress, Strict, config_hash
+from pipeline.errors import CscError
+from pipeline.schema import CATALOGUE, OnProgress, Strict, config_hash, content_id
 from pipeline.shards import encode, read_catalogue
 from pipeline.sides import Read, from_store
 from pipeline.storage import Folder
@@ -16,6 +17,7 @@ from pipeline.trial_lists import (
     speakers_of,
     trials_of_pairs,
 )
+from pipeline.trial_tables import trials_of_table
 from pipeline.trials import TrialConfig, Trials, make_trials
 
 
@@ -26,6 +28,17 @@ class ListedTrials(Strict):
     root: str  # that its paths are below
     catalogue: str  # URI of the folder of the table of its files
     name: str  # of the table there: a hash of the list
+    speakers_by: str  # what tells who speaks in a file: see `speakers_of`
+
+
+class TabledTrials(Strict):
+    """A table of trials of a store, kept where every worker finds it."""
+
+    kept: str  # URI of the folder of the table
+    table: str  # its name there: a hash of it
+
+
+Given = ListedTrials | TabledTrials
 
 
 class Source(Strict):
@@ -35,7 +48,7 @@ class Source(Strict):
     split: str
     trials: TrialConfig
     seed: int
-    given: ListedTrials | None
+    given: Given | None
 
 
 def open_source(source: Source) -> tuple[Trials, Read]:
@@ -44,15 +57,33 @@ def open_source(source: Source) -> tuple[Trials, Read]:
     Raises:
         CscError: a list or a file cannot be used, or there are too few speakers.
     """
-    if source.given is None:
-        store = Folder(source.store)
+    given, store = source.given, Folder(source.store)
+    if given is None:
         trials = make_trials(read_catalogue(store), source.split, source.trials, source.seed)
-        return trials, from_store(store)
-    given = source.given
+        return trials.reduced(), from_store(store)
+    if isinstance(given, TabledTrials):
+        data = Folder(given.kept).read(given.table)
+        return trials_of_table(data, read_catalogue(store), given.table), from_store(store)
     table = pq.read_table(io.BytesIO(Folder(given.catalogue).read(given.name)), schema=CATALOGUE)
     pairs = read_voxceleb(Path(given.path))
     trials = trials_of_pairs(pairs, table, source.trials, source.seed)
     return trials, FileReader(Path(given.root))
+
+
+def tabled(path: Path, store: Folder, kept: Folder) -> TabledTrials:
+    """Check a table of trials of a store, and keep it.
+
+    Raises:
+        CscError: it cannot be read, or is of another store; see `trials_of_table`.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CscError(f"{path}: {error.strerror}; give a table as csc trials writes it") from error
+    trials_of_table(data, read_catalogue(store), str(path))
+    name = f"trials-{content_id(data)}.tsv"
+    kept.put(name, data)
+    return TabledTrials(kept=kept.uri, table=name)
 
 
 def listed(path: Path, root: Path, kept: Folder, on_progress: OnProgress) -> ListedTrials:
@@ -64,9 +95,17 @@ def listed(path: Path, root: Path, kept: Folder, on_progress: OnProgress) -> Lis
     pairs = read_voxceleb(path)
     place = str(root.resolve())
     reader = FileReader(root)
-    stamps = [reader.stamp(name) for name in sorted(speakers_of(pairs))]
-    name = f"list-{config_hash([place, [list(pair) for pair in pairs], stamps])}.parquet"
+    speakers = speakers_of(pairs)
+    stamps = [reader.stamp(name) for name in sorted(speakers.of)]
+    parts = [place, [list(pair) for pair in pairs], stamps, speakers.by]
+    name = f"list-{config_hash(parts)}.parquet"
     if not kept.exists(name):
         table = catalogue_of(pairs, reader, on_progress)
         kept.put(name, encode(table, 1 << 16))
-    return ListedTrials(path=str(path.resolve()), root=place, catalogue=kept.uri, name=name)
+    return ListedTrials(
+        path=str(path.resolve()),
+        root=place,
+        catalogue=kept.uri,
+        name=name,
+        speakers_by=speakers.by,
+    )

@@ -7,6 +7,7 @@ but the condition two error rates.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +19,14 @@ from pydantic import Field, field_validator
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
 from pipeline.schema import Strict, config_hash
+from pipeline.strangers import Places, Runs, draw_strangers
 
-TRIALS_VERSION = 2
+TRIALS_VERSION = 3
 SIDES_VERSION = 1  # of how test sides are rendered
 MIN_SPEAKERS = 5  # fewer give no interval
 MAX_RIVALS = 2
 CLEAN = "clean"
 NONE = -1
-Places = NDArray[np.int64]
 
 
 class Condition(Strict):
@@ -118,14 +119,56 @@ class Trials(NamedTuple):
     @property
     def hash(self) -> str:
         """The hash of all that a score depends on besides the model."""
+        its = self.reduced()
         ids = [
-            table["utterance_id"].to_pylist()
-            for table in (self.utterances, self.noises, self.rooms)
+            table["utterance_id"].to_pylist() for table in (its.utterances, its.noises, its.rooms)
         ]
-        drawn = (self.rivals, self.noise, self.room, self.enrolled, self.enrolment, self.test)
-        conditions = {name: its.model_dump() for name, its in self.conditions.items()}
+        drawn = (its.rivals, its.noise, its.room, its.enrolled, its.enrolment, its.test)
+        conditions = {name: one.model_dump() for name, one in self.conditions.items()}
         versions = [TRIALS_VERSION, SIDES_VERSION]
         return config_hash([versions, conditions, ids, [array.tolist() for array in drawn]])
+
+    def reduced(self) -> "Trials":
+        """Return these trials without what no score of them depends on.
+
+        Utterances that are neither enrolled nor tested nor heard over a test, and what was drawn
+        for those that are no test, or for conditions that there are not.
+        """
+        asked = self.conditions.values()
+        over = max(its.interferers for its in asked)
+        tested = np.unique(self.test)
+        drawn = [np.full_like(each, NONE) for each in (self.rivals, self.noise, self.room)]
+        rivals, noise, room = drawn
+        rivals[tested, :over] = self.rivals[tested, :over]
+        if any(its.snr_db is not None for its in asked):
+            noise[tested] = self.noise[tested]
+        if any(its.room for its in asked):
+            room[tested] = self.room[tested]
+        groups, enrolment = np.unique(self.enrolment, return_inverse=True)
+        enrolled = self.enrolled[groups]
+        used, at = _numbered(len(self.utterances), tested, enrolled, rivals)
+        noises, noise_at = _numbered(len(self.noises), noise)
+        rooms, room_at = _numbered(len(self.rooms), room)
+        return self._replace(
+            utterances=self.utterances.take(pa.array(used)),
+            noises=self.noises.take(pa.array(noises)),
+            rooms=self.rooms.take(pa.array(rooms)),
+            rivals=at[rivals[used]],
+            noise=noise_at[noise[used]],
+            room=room_at[room[used]],
+            enrolled=at[enrolled],
+            enrolment=enrolment,
+            test=at[self.test],
+        )
+
+
+def _numbered(count: int, *places: Places) -> tuple[Places, Places]:
+    """Return which of `count` places are used, and the number each has among them, or NONE."""
+    used = np.unique(np.concatenate([each.ravel() for each in places]))
+    used = used[used != NONE]
+    number = np.full(count + 1, NONE)  # the last is that of NONE
+    number[used] = np.arange(len(used))
+    return used, number
 
 
 def make_trials(catalogue: pa.Table, split: str, config: TrialConfig, seed: int) -> Trials:
@@ -157,24 +200,23 @@ def trials_of(
     voices = _Voices.of(utterances, split, config.enrolment_utterances)
     kinds = {"noise": len(noises), "room": len(rooms)}
     conditions, skipped = possible(config.conditions, kinds, f"split {split!r}")
-    rivals, over = [], []
-    pairs: list[tuple[int, int]] = []
+    rivals, over, compared = [], [], []
     for test in range(len(utterances)):
         draws = Draws(stream_key(seed, "trials", split), test)
         rivals.append(voices.rivals(test, draws))
         over.append([draws.below(count) if count else NONE for count in kinds.values()])
         own = voices.own(test)
-        others = voices.others(test, rivals[-1], draws, config) if own else []
-        if others:
-            pairs += [(number, test) for number in (*own, *others)]
-    if not pairs:
+        others = voices.others(test, rivals[-1], draws, config) if len(own) else own
+        compared.append(np.concatenate([own, others]) if len(others) else others)
+    enrolment = np.concatenate(compared)
+    if not len(enrolment):
         raise CscError(
             f"split {split!r} has too few speakers who can be enrolled by "
             f"{config.enrolment_utterances} utterance(s): add recordings, or set "
             "evaluate.trials.enrolment_utterances lower"
         )
     noise_of, room_of = np.array(over, np.int64).T
-    enrolment, test_of = np.array(pairs, np.int64).T
+    test_of = np.repeat(np.arange(len(utterances)), [len(each) for each in compared])
     speaker = voices.speaker
     target = speaker[voices.enrolled[enrolment, 0]] == speaker[test_of]
     return Trials(
@@ -209,10 +251,13 @@ def possible(
 class _Voices(NamedTuple):
     """Who speaks, as trials are drawn from."""
 
-    speaker: Places  # (utterance,), a number
-    gender: NDArray[np.object_]  # (utterance,), empty where unknown
+    speaker: Places  # (utterance,), a number, ascending
     session: NDArray[np.object_]  # (utterance,)
-    enrolled: Places  # (enrolment, utterance)
+    gender: NDArray[np.object_]  # (utterance,), empty where unknown
+    enrolled: Places  # (enrolment, utterance), by speaker
+    utterances: Runs
+    enrolments: Runs
+    pools: dict[str, tuple[Places, Places]]  # by gender: enrolments of it, and all others
 
     @classmethod
     def of(cls, utterances: pa.Table, split: str, together: int) -> "_Voices":
@@ -227,42 +272,51 @@ class _Voices(NamedTuple):
                 f"of them with {1 + together} utterances: add recordings, or raise its share in "
                 "ingest.splits"
             )
+        runs = Runs.of(speaker)
         groups = [
-            own[first : first + together]
-            for own in (np.flatnonzero(speaker == number) for number in range(len(distinct)))
-            for first in range(0, len(own) - together + 1, together)
+            range(first, first + together)
+            for start, stop in pairwise(runs.first.tolist())
+            for first in range(start, stop - together + 1, together)
         ]
-        return cls(speaker, gender, session, np.stack(groups))
+        enrolled = np.array(groups, np.int64)
+        of_gender = gender[enrolled[:, 0]]
+        alike = {name: (of_gender == name) & (name != "") for name in set(gender)}
+        return cls(
+            speaker,
+            session,
+            gender,
+            enrolled,
+            runs,
+            Runs(np.searchsorted(speaker[enrolled[:, 0]], np.arange(len(distinct) + 1))),
+            {name: (np.flatnonzero(same), np.flatnonzero(~same)) for name, same in alike.items()},
+        )
 
     def rivals(self, test: int, draws: Draws) -> list[int]:
         """Draw utterances of MAX_RIVALS different speakers who are not the test's."""
-        chosen: list[int] = []
-        for _ in range(MAX_RIVALS):
-            known = self.speaker[[test, *chosen]]
-            strangers = np.flatnonzero(~np.isin(self.speaker, known))
-            chosen.append(int(strangers[draws.below(len(strangers))]))
-        return chosen
+        known = [self.speaker[test]]
+        return draw_strangers(self.utterances, self.speaker, known, MAX_RIVALS, draws)
 
-    def own(self, test: int) -> list[int]:
+    def own(self, test: int) -> Places:
         """Return the same speaker's enrolments, of other sessions where there are any."""
-        mine = self.speaker[self.enrolled[:, 0]] == self.speaker[test]
-        without = mine & ~(self.enrolled == test).any(1)
-        apart = without & (self.session[self.enrolled] != self.session[test]).all(1)
-        return [int(number) for number in np.flatnonzero(apart if apart.any() else without)]
+        speaker = self.speaker[test]
+        mine = np.arange(*self.enrolments.first[[speaker, speaker + 1]])
+        mine = mine[~(self.enrolled[mine] == test).any(1)]
+        apart = (self.session[self.enrolled[mine]] != self.session[test]).all(1)
+        return mine[apart] if apart.any() else mine
 
-    def others(self, test: int, rivals: list[int], draws: Draws, config: TrialConfig) -> list[int]:
+    def others(self, test: int, rivals: list[int], draws: Draws, config: TrialConfig) -> Places:
         """Draw enrolments of speakers who are not heard in the test side, of both genders."""
-        heard = self.speaker[[test, *rivals]]
-        first = self.enrolled[:, 0]
-        strange = ~np.isin(self.speaker[first], heard)
-        alike = strange & (self.gender[first] == self.gender[test]) & (self.gender[test] != "")
-        same, rest = np.flatnonzero(alike), np.flatnonzero(strange & ~alike)
-        count = min(len(same) + len(rest), config.nontargets_per_test)
-        share = config.same_gender_share if len(same) else 0.0
-        few = max(count - len(rest), min(len(same), round(share * count)))
-        chosen = [int(same[place]) for place in draws.distinct(len(same), few)]
-        chosen += [int(rest[place]) for place in draws.distinct(len(rest), count - few)]
-        return sorted(chosen)
+        heard = self.speaker[[test, *rivals]].tolist()
+        pools = self.pools[self.gender[test]]
+        same, rest = (self.enrolments.without(heard, among=pool) for pool in pools)
+        count = min(same.many + rest.many, config.nontargets_per_test)
+        share = config.same_gender_share if same.many else 0.0
+        few = max(count - rest.many, min(same.many, round(share * count)))
+        chosen = [
+            pool[left.nth(np.array(draws.distinct(left.many, some), np.int64))]
+            for pool, left, some in zip(pools, (same, rest), (few, count - few), strict=True)
+        ]
+        return np.sort(np.concatenate(chosen))
 
 
 def _first_of_each(keys: list[str], most: int) -> list[int]:

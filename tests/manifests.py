@@ -59,7 +59,7 @@ def _custom(spec: Schema, version: str) -> Schema:
     )
 
 
-# What KubeRay 1.6 takes, as far as it is used here.
+# What KubeRay 1.7 takes, as far as it is used here.
 _POD = _core("PodTemplateSpec")
 _CREDENTIAL = _object(value=STRING, valueFrom=_core("EnvVarSource"))
 _HEAD = _object(

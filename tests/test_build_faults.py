@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
@@ -18,6 +19,7 @@ from pipeline.storage import Folder
 from pipeline.tasks import run_tasks
 from tests.conftest import BUILD, serially, shard_hashes
 
+pytestmark = pytest.mark.cluster
 LONG = BUILD.model_copy(update={"train_episodes": 480, "shards_per_window": 1})
 
 

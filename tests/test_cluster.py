@@ -1,4 +1,4 @@
-"""The whole way on a cluster that loses a node in every stage, against S3 and an MLflow server."""
+"""The whole way on a cluster that loses a node in every stage, and MLflow while it trains."""
 
 import os
 import shutil
@@ -6,11 +6,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from ray.cluster_utils import Cluster
 
 from jobs.config import Config, load_config
@@ -23,11 +25,11 @@ from pipeline.datasets import read_dataset
 from pipeline.loader import EpisodeLoader
 from pipeline.storage import Folder
 from tests.conftest import make_store, serially, shard_hashes
-from tests.test_run_server import BIN, Site, free_port
+from tests.test_run_server import BIN, Site, free_port, stop
 from tests.whole_run import CSC, SMALL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-NODES, LINE_STEPS, STEPS = 3, 20, 120
+NODES, LINE_STEPS, STEPS, AWAY_S = 3, 20, 120, 10
 MORE = [
     "ingest.source_mb_per_shard=0.25",
     "build.train_episodes=192",
@@ -35,8 +37,9 @@ MORE = [
     f"train.steps={STEPS}",
     f"train.validate_every={LINE_STEPS}",
     "train.validate_on=['clean']",
-    "train.workers=2",
+    "train.workers=3",  # as many as nodes: whichever is lost, training loses a worker
     "train.min_workers=1",
+    "train.batch_size=12",
 ]
 STRUCK = [
     ("utterances", ".done.json"),
@@ -80,6 +83,7 @@ def nodes(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
 
 def plain_curve(config: Config, dataset: Folder) -> list[float]:
     """Train in this process, without Ray, and return the losses as they are logged."""
+    torch.set_num_threads(config.train.threads)
     objective = new_objective(config, len(read_dataset(dataset).about["speakers"]))
     train, stepper, curve = config.train, Stepper(config, objective), []
     loader = EpisodeLoader(
@@ -113,11 +117,15 @@ def test_a_node_lost_in_each_stage_changes_no_result(
     command = [CSC, "submit", "run", "--cluster", nodes.url]
     command += [word for text in settings for word in ("--set", text)]
     said = tmp_path / "said.txt"
-    with site.up(), said.open("w") as out:
+    with ExitStack() as servers, said.open("w") as out:
+        server = servers.enter_context(site.up())
         job = subprocess.Popen(command, stdout=out, stderr=out)
         for stage, mark in STRUCK:
             wait_for(mark, workspace.child(stage), job, said)
             nodes.lose_one()
+        stop(server)  # while losses are logged, which have to wait
+        time.sleep(AWAY_S)
+        servers.enter_context(site.up())
         code = job.wait(600)
         assert code == 0, said.read_text()
         config = load_config("demo", settings)

@@ -92,11 +92,19 @@ def test_an_allocation_that_fails_is_told_from_other_errors() -> None:
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    said = str(out_of_memory(7, config("train.accumulate=2", "train.batch_size=16")))
+    said = str(out_of_memory(7, config("train.accumulate=2", "train.batch_size=16"), 8, 2))
     assert "4 episodes of 2 x 0.5 s at once" in said
     assert "set train.accumulate=4, model.checkpointing=true" in said
-    assert "accumulate" not in str(out_of_memory(7, config("train.accumulate=4")))
-    assert isinstance(out_of_memory(7, config()), HopelessError)
+    assert "accumulate" not in str(out_of_memory(7, config("train.accumulate=4"), 4, 2))
+    assert isinstance(out_of_memory(7, config(), 4, 2), HopelessError)
+
+
+def test_memory_that_lacks_with_fewer_workers_is_no_reason_to_give_up() -> None:
+    elastic = config("train.workers=4", "train.min_workers=1", "train.batch_size=16")
+    error = out_of_memory(7, elastic, 16, 1)
+    assert not isinstance(error, HopelessError)
+    assert "16 episodes" in str(error)
+    assert "train.min_workers higher" in str(error)
 
 
 def test_what_a_killed_worker_left_is_removed(

@@ -51,6 +51,14 @@ def test_known_speakers_keep_their_vectors_and_new_ones_get_their_own(tmp_path: 
     assert after.table.requires_grad
 
 
+def test_a_run_begins_with_a_version_or_with_what_a_training_left(tmp_path: Path) -> None:
+    saved(tmp_path, configured(tmp_path), ["a"])
+    for number, begun_with in enumerate((tmp_path, tmp_path / "model")):
+        run = Folder.at(tmp_path / f"run{number}")
+        fetch_base(configured(begun_with), run)
+        assert run.exists(f"{BASE}/model.json")
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_only_a_scale_that_is_learned_is_taken_over(tmp_path: Path, learned: bool) -> None:
     config = configured(tmp_path)

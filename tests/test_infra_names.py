@@ -14,14 +14,18 @@ import yaml
 from typer.main import get_command
 
 from jobs.cli import app
-from jobs.config import Config, _keys
+from jobs.config import Config, _keys, load_config
+from jobs.submission import for_cluster
 from jobs.telemetry import METRICS
 from tests.infra_files import INFRA, ROOT, SBATCH, installed, one, rules, run
 
 README = (INFRA / "README.md").read_text()
 OURS = re.compile(r"ray_csc_\w+")
 # Of kube-state-metrics, which kube-prometheus-stack brings.
-OTHERS = {"kube_cronjob_status_last_successful_time"}
+OTHERS = {
+    *("kube_cronjob_status_last_successful_time", "kube_cronjob_created"),
+    *("kube_cronjob_spec_suspend", "kube_job_failed", "kube_job_status_start_time"),
+}
 
 
 def expressions() -> list[str]:
@@ -59,6 +63,61 @@ def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
     promtool, path = installed("promtool"), tmp_path / "rules.yaml"
     path.write_text(yaml.safe_dump(one("PrometheusRule")["spec"]))
     assert f"{len(rules())} rules found" in run(promtool, "check", "rules", path)
+
+
+HAPPENED = {  # every ten minutes, and for each rule the labels and the value of what it then finds
+    "CscScheduleMissed": (
+        [
+            ('kube_cronjob_created{namespace="csc", cronjob="csc-never"}', "0x400"),
+            ('kube_cronjob_created{namespace="csc", cronjob="csc-good"}', "0x400"),
+            (
+                'kube_cronjob_status_last_successful_time{namespace="csc", cronjob="csc-good"}',
+                "180000x400",
+            ),
+            ('kube_cronjob_created{namespace="csc", cronjob="csc-off"}', "0x400"),
+            ('kube_cronjob_spec_suspend{namespace="csc", cronjob="csc-off"}', "1x400"),
+            ('kube_cronjob_spec_suspend{namespace="csc", cronjob="csc-never"}', "0x400"),
+        ],
+        ('{cronjob="csc-never"}', 216000),
+    ),
+    "CscJobFailed": (
+        [
+            ('kube_job_failed{namespace="csc", job_name="csc-new", condition="true"}', "1x400"),
+            ('kube_job_status_start_time{namespace="csc", job_name="csc-new"}', "180000x400"),
+            ('kube_job_failed{namespace="csc", job_name="csc-old", condition="true"}', "1x400"),
+            ('kube_job_status_start_time{namespace="csc", job_name="csc-old"}', "3600x400"),
+        ],
+        ('{job_name="csc-new"}', 1),
+    ),
+    "CscTrainingStalled": (
+        [
+            ('ray_csc_train_loss{run="stuck"}', "1x400"),
+            ('ray_csc_train_step_seconds{run="stuck"}', "2x400"),
+            ('ray_csc_train_loss{run="ended"}', "1x400"),
+            ('ray_csc_train_step_seconds{run="ended"}', "NaN+0x400"),
+        ],
+        ('{run="stuck"}', 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("alert", HAPPENED)
+def test_a_rule_finds_what_it_is_for_and_nothing_else(alert: str, tmp_path: Path) -> None:
+    promtool, path = installed("promtool"), tmp_path / "test.yaml"
+    series, (labels, value) = HAPPENED[alert]
+    (expression,) = [rule["expr"] for rule in rules() if rule["alert"] == alert]
+    found = {
+        "expr": expression,
+        "eval_time": "60h",
+        "exp_samples": [{"labels": labels, "value": value}],
+    }
+    test = {
+        "interval": "10m",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "promql_expr_test": [found],
+    }
+    path.write_text(yaml.safe_dump({"tests": [test]}))
+    run(promtool, "test", "rules", path)
 
 
 def shell_lines(text: str) -> Iterator[list[str]]:
@@ -105,6 +164,15 @@ def test_what_an_alert_advises_is_a_command_of_csc() -> None:
     advised = [name for rule in rules() for name in re.findall(r"(?<!-n )csc (\w+)", str(rule))]
     assert len(advised) >= 5
     assert set(advised) <= set(commands())
+
+
+def test_the_examples_of_the_readme_make_one_configuration(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join(blocks))
+    assert len(blocks) == 2
+    config = for_cluster("run", load_config(str(path)))
+    assert (config.train.workers, config.ray.tasks.resources) == (8, {"data": 0.01})
 
 
 def test_paths_and_keys_that_are_named_are_there() -> None:

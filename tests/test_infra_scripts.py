@@ -49,7 +49,8 @@ STAND_INS = {
     "ray": 'echo "ray $*" >> calls; exec sleep 60',
     # Asked to wait for a number of nodes.
     "python": 'cat > /dev/null; until [ "$(grep -c ^ray calls)" -ge "$2" ]; do sleep 0.02; done',
-    "csc": 'trap "echo interrupted >> calls; exit 130" INT; token=$RAY_AUTH_TOKEN_PATH\n'
+    "csc": 'trap "echo interrupted >> calls; exit ${INTERRUPTED:-130}" INT\n'
+    "token=$RAY_AUTH_TOKEN_PATH\n"
     'echo "$(stat -c %a "$token") $(wc -c < "$token") csc $*" >> calls\n'
     "for _ in $(seq ${NAPS:-0}); do sleep 0.1; done; exit 3",
 }
@@ -87,19 +88,22 @@ def test_the_slurm_script_starts_ray_runs_the_command_and_ends_as_it_does(
     assert {path.name for path in folder.iterdir()} == {"bin", "calls"}  # no token stays
 
 
-def test_out_of_time_the_slurm_script_interrupts_the_command_and_queues_the_job_again(
-    slurm: tuple[Path, dict[str, str]],
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(130, "interrupted\nrequeue 70123\n"), (0, "interrupted\n")],  # or it ended just then
+)
+def test_out_of_time_the_slurm_script_interrupts_the_command_and_queues_what_was_stopped(
+    slurm: tuple[Path, dict[str, str]], status: int, said: str
 ) -> None:
     folder, environment = slurm
-    script = subprocess.Popen(
-        ["bash", str(SBATCH), "run"], env=environment | {"NAPS": "200"}, cwd=folder
-    )
+    naps = {"NAPS": "200", "INTERRUPTED": str(status)}
+    script = subprocess.Popen(["bash", str(SBATCH), "run"], env=environment | naps, cwd=folder)
     calls, deadline = folder / "calls", time.monotonic() + 20
     while not (calls.exists() and "csc run" in calls.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     script.send_signal(signal.SIGUSR1)
-    assert script.wait(20) == 130
-    assert calls.read_text().endswith("interrupted\nrequeue 70123\n")
+    assert script.wait(20) == status
+    assert calls.read_text().endswith(said)
 
 
 @pytest.mark.parametrize("script", [SBATCH, INFRA / "image/constraints.sh"], ids=lambda p: p.name)

@@ -7,9 +7,13 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from hypothesis import strategies as st
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from jobs import nightly as nightly_runs
 from jobs.activity import FOLDER, SCHEDULE_VARIABLE, Activity, activities
 from jobs.cli import app
 from jobs.config import Config, load_config
@@ -35,7 +40,7 @@ from pipeline.errors import CscError
 from pipeline.storage import Folder
 from tests.kubernetes_server import Kubernetes, kubernetes
 from tests.manifests import problems
-from tests.whole_run import CORPORA, SMALL, ask, registry_of, store_in, toml
+from tests.whole_run import SMALL, ask, registry_of, store_in
 
 STAGES = ("run", "ingest", "build", "train", "evaluate")
 ON_CLUSTER = [
@@ -106,6 +111,7 @@ def test_pods_have_no_rights_that_they_do_not_need(kind: Kind) -> None:
     templates = list(pods(starter))
     assert len(templates) == {"cronjob": 1, "raycronjob": 2}[kind]
     for template in templates:
+        assert template["metadata"]["annotations"] == {"karpenter.sh/do-not-disrupt": "true"}
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["serviceAccountName"] in ("csc", "csc-submit")
@@ -126,8 +132,14 @@ def test_a_cron_job_waits_for_its_run_and_lets_no_other_begin() -> None:
     (container,) = job["template"]["spec"]["containers"]
     assert "--detach" not in container["command"]
     assert {"name": "RAY_AUTH_TOKEN_PATH", "value": "/etc/csc-token/auth_token"} in container["env"]
-    (rule,) = job["podFailurePolicy"]["rules"]  # a run that finds another is not tried again
-    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [4])
+    assert "--attach" in container["command"]
+    evicted, ended = job["podFailurePolicy"]["rules"]
+    assert (evicted["action"], evicted["onPodConditions"][0]["type"]) == (
+        "Ignore",
+        "DisruptionTarget",
+    )
+    # A run that finds another, or that was stopped, is not tried again.
+    assert (ended["action"], ended["onExitCodes"]["values"]) == ("FailJob", [4, 130])
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
@@ -167,11 +179,14 @@ def test_a_cluster_of_its_own_has_what_the_training_asks_for(
 ) -> None:
     needs = ("ray.workers.resources={gpu_node=0.01}", "ray.tasks.resources={data=0.01}")
     (_, starter) = objects(nightly(kind="raycronjob"), configured(*more, *needs))
-    cluster = starter["spec"]["jobTemplate"]["rayClusterSpec"]
+    job = starter["spec"]["jobTemplate"]
+    assert job["backoffLimit"] == 0  # a run that finds another makes no second cluster
+    cluster = job["rayClusterSpec"]
     (group,) = cluster["workerGroupSpecs"]
     assert group["minReplicas"] == group["replicas"] == group["maxReplicas"] == 4
-    (word,) = shlex.split(group["rayStartParams"]["resources"])
-    assert json.loads(json.loads(word)) == {"data": 1, "gpu_node": 1}
+    written = group["rayStartParams"]["resources"]  # as KubeRay hands it to bash
+    word = subprocess.check_output(["bash", "-c", f"printf %s {written}"], text=True)
+    assert json.loads(word) == {"data": 1, "gpu_node": 1}
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"].get("nvidia.com/gpu") == gpus
     assert container["image"] == ("csc-cuda" if gpus else "csc-cpu")
@@ -181,7 +196,11 @@ def test_a_cluster_of_its_own_has_what_the_training_asks_for(
     ("parts", "more", "said"),
     [
         ({}, ["workspace='csc-workspace'"], "only this machine can find"),
-        ({"kind": "raycronjob"}, ["workspace='/data/csc'"], "/data/csc is a folder"),
+        ({"kind": "raycronjob"}, ["workspace='/data/csc'"], "/data/csc is on a disk"),
+        ({"kind": "raycronjob"}, ["workspace='file:///data/csc'"], "workspace: file:///data/csc"),
+        ({"kind": "raycronjob"}, ["train.init_from='/data/m'"], "train.init_from: /data/m is on"),
+        ({"kind": "raycronjob"}, ["mlflow.uri='sqlite:////data/m.db'"], "mlflow.uri: /data/m.db"),
+        ({"cluster": "http://anna:pw@head"}, [], "a user name or a password"),
         ({"cluster": "http://localhost:8265"}, [], "in a pod, that is the pod itself"),
         ({"cluster": "csc-head"}, [], "no address of a job server"),
         ({"time_zone": "Europe/Berlim"}, [], "did you mean Europe/Berlin"),
@@ -223,7 +242,8 @@ def words_of(place: int) -> st.SearchStrategy[str]:
 
 def days_that_are(words: list[str]) -> bool:
     """Leave out the 30th of February and the like, which is a matter of its own."""
-    return words[4] != "*" or not re.search(r"(^|[,-])0?(29|3[01])", words[2])
+    every = re.search(r"(^|,)\*(/0*1)?(,|$)", words[4])
+    return not every or not re.search(r"(^|[,-])0?(29|3[01])", words[2])
 
 
 EXPRESSIONS = st.tuples(*map(words_of, range(5))).map(list).filter(days_that_are)
@@ -255,6 +275,8 @@ def test_a_wrong_field_is_named(words: list[str], place: int, wrong: str) -> Non
     ("expression", "said"),
     [
         ("0 3 30 2 *", "no such month has a day 30"),
+        ("0 0 31 2 */1", "no such month has a day 31"),
+        ("0 0 31 2 mon,*", "no such month has a day 31"),
         ("0 3 31 feb,apr *", "no such month has a day 31"),
         ("0 17-9 * * *", "the range 17-9 runs backwards"),
         ("0 3 * * 7", "7 is not from 0 to 6 (sun is 0)"),
@@ -411,24 +433,26 @@ def test_a_run_with_nothing_new_ends_at_once(workspace: Path) -> None:
     assert ask("run", workspace, "--if-new", "--fresh")[0] == 2
 
 
-def made_of(workspace: Path, corpus: Path, *more: str) -> bool:
-    """Say whether a run in a workspace, with a corpus in another place, has nothing to do."""
-    corpora = [{**CORPORA[0], "root": str(corpus)}, CORPORA[1]]
-    settings = [*SMALL, f"ingest.corpora={toml(corpora)}", f"workspace='{workspace}'", *more]
-    with Run(load_config("demo", settings), if_new=True) as run:
+def has_all(workspace: Path, *more: str) -> bool:
+    """Say whether a run in a workspace has nothing to do."""
+    config = load_config("demo", [*SMALL, f"workspace='{workspace}'", *more])
+    with Run(config, if_new=True) as run:
         return run.nothing_new() is not None
 
 
-def test_a_new_file_or_setting_is_something_to_do(workspace: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus"
-    shutil.copytree(SAMPLE / "speechocean762", corpus)
-    assert made_of(workspace, corpus)
-    assert made_of(workspace, corpus, "ray.address='auto'", "train.checkpoint_minutes=3.0")
-    assert not made_of(workspace, corpus, "promote.margin=0.02")
-    assert not made_of(workspace, corpus, "build.train_episodes=65")
-    heard = next(corpus.glob("soc0*/*.opus"))
+def test_a_new_file_or_setting_is_something_to_do(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = tmp_path / "sample"
+    shutil.copytree(SAMPLE, sample)
+    monkeypatch.setattr("pipeline.corpora.SAMPLE", sample)
+    assert has_all(workspace)
+    assert has_all(workspace, "ray.address='auto'", "train.checkpoint_minutes=3.0")
+    assert not has_all(workspace, "promote.margin=0.02")
+    assert not has_all(workspace, "build.train_episodes=65")
+    heard = next(sample.glob("speechocean762/soc0*/*.opus"))
     shutil.copy(heard, heard.with_name("again.opus"))
-    assert not made_of(workspace, corpus)
+    assert not has_all(workspace)
 
 
 def test_a_workspace_without_a_registry_has_all_to_do(tmp_path: Path) -> None:
@@ -499,16 +523,37 @@ def at_work(workspace: Path, seconds_ago: float, state: str = "running") -> None
     Folder.at(workspace).put(f"{FOLDER}/train/1.json", record.model_dump_json().encode())
 
 
+@contextmanager
+def beating(workspace: Path) -> Iterator[None]:
+    """Have a run elsewhere go on with its beats."""
+    over = threading.Event()
+
+    def beats() -> None:
+        while not over.wait(0.02):
+            at_work(workspace, 0.0)
+
+    at_work(workspace, 20.0)
+    thread = threading.Thread(target=beats)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_schedule_that_is_at_work_is_not_begun_again(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_work(tmp_path, 20.0)
-    answers = [ask(stage, tmp_path, "--schedule", "nightly")]
-    monkeypatch.setenv(SCHEDULE_VARIABLE, "nightly")  # as csc submit passes it on
-    answers.append(ask(stage, tmp_path))
+    monkeypatch.setattr(nightly_runs, "alone", partial(alone, poll_s=0.1))
+    with beating(tmp_path):
+        answers = [ask(stage, tmp_path, "--schedule", "nightly")]
+        monkeypatch.setenv(SCHEDULE_VARIABLE, "nightly")  # as csc submit passes it on
+        answers.append(ask(stage, tmp_path))
     for code, said in answers:
         assert code == 4
+        assert "nightly: the last sign of life of a run on node-7" in said
         assert "nightly is at work on node-7 since 2026-11-22 03:00 UTC" in said
     assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
 
@@ -528,6 +573,13 @@ def test_a_run_that_is_dead_keeps_none_from_work(age_s: float, state: str, tmp_p
     assert not any(one.state == "running" for one in activities(Folder.at(tmp_path)))
 
 
+def test_a_run_that_was_just_killed_is_waited_for_until_it_counts_as_lost(tmp_path: Path) -> None:
+    at_work(tmp_path, 0.0)
+    began = time.monotonic()
+    with alone(Folder.at(tmp_path), "nightly", poll_s=0.05, lost_after_s=0.6):
+        assert 0.5 < time.monotonic() - began < 30
+
+
 def test_other_schedules_go_on(tmp_path: Path) -> None:
     at_work(tmp_path, 20.0)
     with alone(Folder.at(tmp_path), "hourly"):
@@ -537,7 +589,7 @@ def test_other_schedules_go_on(tmp_path: Path) -> None:
 def _try_to_be_alone(folder: str, start: Any, entered: Any, over: Any) -> None:
     start.wait()
     try:
-        with alone(Folder.at(folder), "nightly"):
+        with alone(Folder.at(folder), "nightly", beat_s=0.2, poll_s=0.05):
             entered.put(os.getpid())
             over.wait()
     except OverlapError:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 
 from jobs.config import Config, load_config
 from jobs.evaluate import Evaluated, evaluate
+from jobs.finetune import MODEL_FILES, SPEAKERS_FILE
 from jobs.lineage import flag_forgotten, lines
 from jobs.promote import Decision, differences, promote, rollback
 from jobs.register import register
-from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, STORE, Version
+from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, LOCK, LOCK_S, STORE, Version
 from jobs.train import Trained
 from pipeline.errors import CscError
 from pipeline.shards import encode
@@ -151,6 +153,32 @@ def test_of_two_promotions_one_wins_and_the_other_is_told(workspace: Path) -> No
         pass
 
 
+def test_a_lock_grows_old_by_the_clock_that_dated_it(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(workspace)
+    clock = "mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis"
+    behind_ms = 3_600_000  # of ours is the server's
+
+    def server_ms() -> int:
+        return int(1000 * time.time()) - behind_ms
+
+    monkeypatch.setattr(clock, server_ms)
+    with (
+        registry.promotion(),
+        pytest.raises(CscError, match="somebody else is promoting"),
+        registry.promotion(),
+    ):
+        pass
+    registry._client.create_registered_model(f"{registry.model}{LOCK}")  # and was killed
+    behind_ms -= 1000 * (LOCK_S - 5)
+    with pytest.raises(CscError, match="somebody else is promoting"), registry.promotion():
+        pass
+    behind_ms -= 1000 * 10
+    with registry.promotion():
+        pass
+
+
 def test_a_version_that_does_not_say_where_it_comes_from_is_refused(workspace: Path) -> None:
     registry = registry_of(workspace)
     version = shifted(workspace, 0.8)
@@ -226,6 +254,41 @@ def test_versions_trained_with_who_is_forgotten_are_flagged(workspace: Path) -> 
     assert registry.version(numbers[0]).tags[FORGOTTEN] == f"{someone}, a/recording.wav"
 
 
+def begun_with(workspace: Path, folder: Folder, init_from: str) -> Version:
+    """Register a model that began with another one and was trained on nobody itself."""
+    registry, model = registry_of(workspace), only(workspace / "models")
+    about, evaluation = model.read_json("index.json"), evaluation_in(workspace)
+    for file in MODEL_FILES:
+        folder.put(file, b"[]" if file == SPEAKERS_FILE else model.read(file))
+    run_id = registry.create_run("further", configured(workspace), about)
+    train = about["config"]["train"] | {"init_from": init_from}
+    settings = about["config"] | {"train": train}
+    name = folder.uri.rpartition("/")[2]
+    trained = Trained(folder, about | {"id": name, "run": run_id, "config": settings})
+    evaluated = Evaluated(evaluation, evaluation.read_json("index.json"))
+    dataset = only(workspace / "mixtures")
+    return register(trained, evaluated, dataset, store_in(workspace), registry)[0]
+
+
+def test_what_began_with_a_flagged_version_is_flagged(workspace: Path, tmp_path: Path) -> None:
+    registry = registry_of(workspace)
+    one, other = only(workspace / "mixtures").read_json("index.json")["speakers"][1:3]
+    base = min(registry.versions(), key=lambda version: int(version.number))
+    first, second = (Folder.at(tmp_path / name) for name in ("first", "second"))
+    child = begun_with(workspace, first, f"models:/{registry.model}/{base.number}")
+    before = child.tags.get(FORGOTTEN)
+    assert child.number in flag_forgotten(registry, [one], [], set())
+    flag = registry.version(child.number).tags[FORGOTTEN]
+    assert flag == (f"{before}, {one}" if before else one)
+    grandchild = begun_with(workspace, second, first.uri)  # of what is flagged already
+    assert registry.version(grandchild.number).tags[FORGOTTEN] == flag
+    flagged = flag_forgotten(registry, [other], [], set())
+    assert {base.number, child.number, grandchild.number} <= {*flagged}
+    assert registry.version(grandchild.number).tags[FORGOTTEN] == f"{flag}, {other}"
+    told = "\n".join(lines(registry, grandchild))
+    assert f"model {base.tags['csc.model_id']}" in told
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -246,9 +309,16 @@ def test_an_evaluation_by_a_list_of_files(workspace: Path, tmp_path: Path) -> No
     assert code == 0, said
     assert re.search(r"8 speakers\],\s+80 trials", said)
     assert "left out: noise_0_db, as the list has no noise" in said
-    code, said = ask("evaluate", workspace, "--trials", path)
+    (about,) = (
+        about["trials"]
+        for folder in (workspace / "evaluations").iterdir()
+        for about in [json.loads((folder / "index.json").read_text())]
+        if about["trials"]["count"] == 80
+    )
+    assert about["speakers_by"] == "first folders of the list"
+    code, said = ask("evaluate", workspace, "--audio", tmp_path)
     assert code == 2
-    assert "--trials and --audio go together" in said
+    assert "--audio is of a list of files" in said
 
 
 def test_scores_are_normalised_by_a_cohort_where_that_is_asked_for(workspace: Path) -> None:
@@ -265,12 +335,34 @@ def test_scores_are_normalised_by_a_cohort_where_that_is_asked_for(workspace: Pa
     assert by_system["csc, AS-norm"] != by_system["csc"]
 
 
-def test_the_trials_of_a_split_are_written_down(workspace: Path, tmp_path: Path) -> None:
-    code, said = ask("trials", workspace, "--out", tmp_path / "trials.tsv")
+def test_the_trials_of_a_split_are_written_down_and_evaluated_again(
+    workspace: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "trials.tsv"
+    code, said = ask("trials", workspace, "--out", path)
     assert code == 0, said
     index = evaluation_in(workspace).read_json("index.json")
-    rows = (tmp_path / "trials.tsv").read_text().splitlines()
+    rows = path.read_text().splitlines()
     assert len(rows) == 1 + 4 * index["trials"]["count"]
+    # Without a condition, so that it is another evaluation.
+    path.write_text("\n".join(row for row in rows if not row.startswith("sir_5_db\t")) + "\n")
+    code, said = ask("evaluate", workspace, "--trials", path)
+    assert code == 0, said
+    (again,) = (
+        about
+        for folder in (workspace / "evaluations").iterdir()
+        for about in [json.loads((folder / "index.json").read_text())]
+        if about["trials"]["count"] == index["trials"]["count"]
+        and {row["condition"] for row in about["results"]} == {"clean", "sir_0_db", "noise_0_db"}
+    )
+    assert again["trials"]["speakers_by"] == "the store"
+    assert again["calibration"] == index["calibration"]
+    for kind in ("results", "differences"):
+        assert again[kind] == [row for row in index[kind] if row["condition"] != "sir_5_db"]
+    path.write_text("1 a.wav b.wav\n")
+    code, said = ask("evaluate", workspace, "--trials", path)
+    assert code == 1
+    assert "or --audio FOLDER with a list of files" in said
 
 
 def test_a_version_beside_which_to_evaluate(workspace: Path) -> None:

@@ -34,6 +34,7 @@ from tests.conftest import make_store, shard_hashes, write_corpus
 from tests.test_run_server import BIN, READY_S, free_port, stop
 from tests.whole_run import CSC, only, toml
 
+pytestmark = pytest.mark.cluster
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
 COUNTED = "for i in $(seq {lines}); do echo line $i; sleep 0.5; done; exit {code}"
 
@@ -183,6 +184,11 @@ def test_what_is_under_way_is_submitted_again_only_if_asked_to(
             app([str(word) for word in words], standalone_mode=False)
     os.close(keyboard)
     assert not any(job.id == f"{name}-8" for job in server.jobs())
+    code, said = csc(*words, "--attach")
+    assert code == 0, said
+    assert f"csc jobs logs -f {name}-7 --cluster {server.url}" in said
+    assert not any(job.id == f"{name}-8" for job in server.jobs())
+    assert csc(*words, "--attach", "--again")[0] == 2
     code, said = csc(*words, "--again")
     assert code == 0, said
     for job_id in (f"{name}-8", f"{name}-7"):  # the one has hardly begun
@@ -208,7 +214,7 @@ def test_ctrl_c_leaves_a_job_running(server: JobServer) -> None:
     assert said.startswith("detached: the job goes on\n")
     assert f"csc jobs stop {job_id} --cluster {server.url}" in said
     assert server.job(job_id).state == "RUNNING"
-    assert server.stop(job_id).exit_code == 1
+    assert server.stop(job_id).exit_code == 130
 
 
 class Proxy(threading.Thread):
@@ -319,16 +325,32 @@ def test_another_server_is_told_from_a_cluster() -> None:
         other.shutdown()
 
 
-@pytest.mark.parametrize("url", ["auto", "head:8265", "ray://head:10001", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    ["auto", "head:8265", "ray://head:10001", "http://", "http://[::1", "http://head:82a5"],
+)
 def test_what_is_no_address_of_a_job_server_is_refused(url: str) -> None:
     with pytest.raises(CscError, match="no address of a job server"):
         server_url(url)
 
 
-def test_an_address_with_a_password_is_refused_without_repeating_it() -> None:
+@pytest.mark.parametrize("url", ["https://me:hidden@head:8265", "me:hidden@head:8265"])
+def test_an_address_with_a_password_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(CscError, match="a password: leave it out") as refused:
-        server_url("https://me:hidden@head:8265")
+        server_url(url)
     assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [("http://head:8265", "http://head:8265"), ("10.0.0.1:6379", "http://127.0.0.1:8265")],
+)
+def test_a_cluster_that_is_no_job_server_is_not_taken_for_one(
+    address: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert server_url(None) == url
 
 
 @pytest.mark.parametrize(
@@ -341,6 +363,7 @@ def test_an_address_with_a_password_is_refused_without_repeating_it() -> None:
         ("mlflow.uri='postgresql://db/x?password=hidden'", "mlflow.uri holds a password"),
         ("mlflow.uri='sqlite:///mine.db'", "mlflow.uri is 'mine.db'"),
         ("ingest.corpora.0.root='s3://id:hidden@bucket'", "ingest.corpora.0.root holds a password"),
+        ("ingest.corpora.0.root='file:speech'", "ingest.corpora.0.root is 'file:speech'"),
         ("ingest.corpora.0.root='speech'", "ingest.corpora.0.root is 'speech'"),
         ("train.init_from='models/a'", "train.init_from is 'models/a'"),
     ],
@@ -356,6 +379,11 @@ def test_what_a_cluster_cannot_find_or_should_not_know_is_refused(
 def test_a_store_can_be_made_without_mlflow(mine: Path) -> None:
     remote = load_config(str(mine), ["workspace='s3://bucket/w'", "train.init_from='models:/a@b'"])
     assert for_cluster("ingest", remote).ray.address == "auto"
+
+
+def test_an_at_sign_alone_is_no_password(mine: Path) -> None:
+    config = load_config(str(mine), ["ingest.corpora.0.root='/data//anna@home'"])
+    assert for_cluster("ingest", config).ingest.corpora[0].root == "/data//anna@home"
 
 
 def test_no_secret_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

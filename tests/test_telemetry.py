@@ -92,6 +92,7 @@ def scraped(port: int) -> Series:
     }
 
 
+@pytest.mark.cluster
 def test_every_metric_is_at_the_endpoint_under_its_exported_name(built: Built) -> None:
     telemetry.trained("model", LINE)
     telemetry.trained("model", {"valid_eer": 0.5, "valid_si_snr_improvement_db": 1.0})

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CscError
-from pipeline.shards import read_catalogue
 from pipeline.sides import TrialAudio
 from pipeline.storage import Folder
-from pipeline.trial_lists import COLUMNS, Pair, read_voxceleb, speakers_of, table
+from pipeline.trial_lists import FOLDERS, TARGETS, Pair, read_voxceleb, speakers_of
 from pipeline.trial_sources import Source, listed, open_source
-from pipeline.trials import Condition, TrialConfig, make_trials
+from pipeline.trials import Condition, TrialConfig
 from tests.conftest import voice
 
 CONFIG = TrialConfig(
@@ -109,7 +108,7 @@ def test_what_is_only_enrolled_has_nobody_over_it(
 @settings(max_examples=100, deadline=None)
 def test_files_that_targets_join_have_one_speaker(drawn: list[tuple[int, int, bool]]) -> None:
     pairs = [Pair(target, f"f{one}", f"f{other}") for one, other, target in drawn]
-    speakers = speakers_of(pairs)
+    speakers = speakers_of(pairs).of
     reach = {name: {name} for name in speakers}
     for _ in range(10):  # a plain closure
         for pair in pairs:
@@ -120,6 +119,19 @@ def test_files_that_targets_join_have_one_speaker(drawn: list[tuple[int, int, bo
     for one in speakers:
         for other in speakers:
             assert (speakers[one] == speakers[other]) == (other in reach[one])
+
+
+def test_folders_tell_who_speaks_where_no_trial_contradicts_them() -> None:
+    pairs = [Pair(True, "a/1", "a/2"), Pair(False, "a/1", "b/1"), Pair(False, "b/2", "c/1")]
+    by_folder = speakers_of(pairs)
+    assert by_folder.by == FOLDERS
+    assert by_folder.of == {name: name[0] for name in ("a/1", "a/2", "b/1", "b/2", "c/1")}
+    for contradiction in (Pair(True, "a/1", "b/1"), Pair(False, "a/1", "a/3")):
+        by_targets = speakers_of([pairs[0], pairs[2], contradiction])
+        assert by_targets.by == TARGETS
+        assert by_targets.of["b/2"] != by_targets.of.get("b/1")  # no target trial joins them
+    below_one = [Pair(its.target, f"wav/{its.enrolment}", f"wav/{its.test}") for its in pairs]
+    assert speakers_of(below_one).by == TARGETS
 
 
 @pytest.mark.parametrize(
@@ -154,21 +166,3 @@ def test_too_few_speakers_are_refused(tmp_path: Path, store: Folder) -> None:
     trials, _ = open_source(source(few, tmp_path / "kept", store))
     assert list(trials.conditions) == ["clean"]
     assert "nearly all of its speakers" in trials.skipped["sir_0_db"]
-
-
-def test_the_table_says_all_that_a_side_is_made_of(store: Folder) -> None:
-    config = TrialConfig(utterances_per_speaker=3, nontargets_per_test=4)
-    trials = make_trials(read_catalogue(store), "test", config, seed=1)
-    heading, *lines = (line.split("\t") for line in table(trials).splitlines())
-    assert tuple(heading) == COLUMNS
-    assert len(lines) == len(trials.target) * len(trials.conditions)
-    ids = trials.utterances["utterance_id"].to_pylist()
-    rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
-    for row, test in zip(rows, np.tile(trials.test, len(trials.conditions)), strict=True):
-        its = trials.conditions[row["condition"]]
-        assert row["test"] == ids[test]
-        rivals = [ids[rival] for rival in trials.rivals[test, : its.interferers]]
-        assert row["interferers"] == ",".join(rivals)
-        assert bool(row["noise"]) == (its.snr_db is not None)
-        assert row["seconds"] == ("" if its.seconds is None else str(its.seconds))
-    assert sum(int(row["target"]) for row in rows) == trials.target.sum() * len(trials.conditions)

@@ -1,15 +1,20 @@
 """Trials: nothing but the voice tells target from non-target."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
 from pipeline.schema import CATALOGUE
 from pipeline.shards import read_catalogue
 from pipeline.storage import Folder
-from pipeline.trials import CLEAN, NONE, Condition, TrialConfig, Trials, make_trials
+from pipeline.trials import CLEAN, MAX_RIVALS, NONE, Condition, TrialConfig, Trials, make_trials
 
 CONFIG = TrialConfig(utterances_per_speaker=3, nontargets_per_test=5)
 
@@ -115,6 +120,78 @@ def test_trials_depend_on_seed_and_data_alone(catalogue: pa.Table, trials: Trial
         config = CONFIG.model_copy(update={"conditions": changed})
         made = make_trials(catalogue, "test", config, seed=1)
         assert (made.hash == trials.hash) == (changed is conditions)  # there is no room to put in
+
+
+def by_looking_at_all(rows: pa.Table, config: TrialConfig, seed: int) -> tuple[Any, Any]:
+    """Draw rivals and pairs as the definition says: from whoever is left, found by looking."""
+    names, gender, session = (
+        np.array(rows[key].to_pylist()) for key in ("speaker_id", "gender", "session_id")
+    )
+    together = config.enrolment_utterances
+    enrolled = np.array(
+        [
+            own[first : first + together]
+            for own in (np.flatnonzero(names == name) for name in np.unique(names))
+            for first in range(0, len(own) - together + 1, together)
+        ]
+    )
+    who, of_gender = names[enrolled[:, 0]], gender[enrolled[:, 0]]
+    all_rivals, pairs = [], []
+    for test in range(len(rows)):
+        draws, rivals = Draws(stream_key(seed, "trials", "test"), test), []
+        for _ in range(MAX_RIVALS):
+            strangers = np.flatnonzero(~np.isin(names, names[[test, *rivals]]))
+            rivals.append(int(strangers[draws.below(len(strangers))]))
+        all_rivals.append(rivals)
+        without = (who == names[test]) & ~(enrolled == test).any(1)
+        apart = without & (session[enrolled] != session[test]).all(1)
+        own = np.flatnonzero(apart if apart.any() else without)
+        strange = ~np.isin(who, names[[test, *rivals]])
+        alike = strange & (of_gender == gender[test]) & (gender[test] != "")
+        same, rest = np.flatnonzero(alike), np.flatnonzero(strange & ~alike)
+        count = min(len(same) + len(rest), config.nontargets_per_test)
+        share = config.same_gender_share if len(same) else 0.0
+        few = max(count - len(rest), min(len(same), round(share * count)))
+        if len(own) and count:
+            chosen = [same[place] for place in draws.distinct(len(same), few)]
+            chosen += [rest[place] for place in draws.distinct(len(rest), count - few)]
+            pairs += [(*enrolled[number], test) for number in (*own, *sorted(chosen))]
+    return all_rivals, pairs
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=5, max_size=9).filter(lambda each: max(each) > 2),
+    st.randoms(use_true_random=False),
+    st.integers(1, 2),
+    st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_trials_are_those_that_looking_at_all_utterances_draws(
+    each: list[int], random: Any, together: int, nontargets: int
+) -> None:
+    rows = [
+        dict.fromkeys(CATALOGUE.names)
+        | {
+            "utterance_id": f"{speaker}-{number}",
+            "speaker_id": f"s{speaker}",
+            "session_id": random.choice("xyz"),
+            "gender": random.choice(["f", "m", ""]),  # also within a speaker
+            "kind": "speech",
+            "split": "test",
+        }
+        for speaker, count in enumerate(each)
+        for number in range(count)
+    ]
+    table = pa.Table.from_pylist(rows, CATALOGUE)
+    config = TrialConfig(enrolment_utterances=together, nontargets_per_test=nontargets)
+    rivals, pairs = by_looking_at_all(table, config, seed=3)
+    if not pairs:
+        return
+    trials = make_trials(table, "test", config, seed=3)
+    assert trials.rivals.tolist() == rivals
+    enrolled = trials.enrolled[trials.enrolment].tolist()
+    made = [(*one, test) for one, test in zip(enrolled, trials.test.tolist(), strict=True)]
+    assert made == pairs
 
 
 @pytest.mark.parametrize(
