@@ -177,7 +177,9 @@ class WorkerNeeds(Strict):
     gpus: float | None = Field(
         None, ge=0, description="unset: one each, if the cluster has them already; 1: waits for it"
     )
-    resources: dict[str, float] = Field({}, description="as nodes are labelled: {gpu_node = 0.0625}")
+    resources: dict[str, float] = Field(
+        {}, description="as nodes are labelled: {gpu_node = 0.0625}"
+    )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
 
 
