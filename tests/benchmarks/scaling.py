@@ -19,8 +19,8 @@ import ray
 
 from jobs.config import load_config
 from jobs.run import Run
+from tests.whole_run import CORPORA, toml
 
-THIRD = [f"soc{digit}*/**" for digit in range(2, 10)]
 EPISODES = {"third": 1200, "whole": 4800}
 HOURS = (1_000, 10_000, 100_000)
 CORES_PER_NODE, NODES, DOLLARS_PER_NODE_HOUR = 8, 16, 0.21  # m7i.2xlarge, spot, with Auto Mode
@@ -52,8 +52,11 @@ def measure(size: str, given: Sequence[str]) -> dict[str, Measured]:
     """Ingest and build in a new workspace on the Ray that is up."""
     with tempfile.TemporaryDirectory(prefix="csc-scaling-") as workspace:
         changes = [f"workspace='{workspace}'", f"build.train_episodes={EPISODES[size]}"]
-        if size == "third":
-            changes += [f"ingest.corpora.0.ignore={THIRD}", "ingest.corpora.1.ignore=['**']"]
+        speech, noise = CORPORA
+        every = {**speech, "ignore": ["manifest.csv"]}
+        corpora = [speech if size == "third" else every, noise]
+        changes.append(f"ingest.corpora={toml(corpora)}")
+        changes.append("ingest.splits={valid_share=0.25,test_share=0.25}")
         config = load_config("demo", [*given, *changes])
         with Run(config) as run:
             taken_s = timed(lambda: run.ingest)
