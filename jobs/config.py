@@ -6,116 +6,21 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from csc_model.config import ModelConfig
-from csc_model.contrast import ContrastConfig
+from jobs.ray_config import RayConfig
+from jobs.train_config import TrainConfig
 from pipeline.corpora import IngestConfig
 from pipeline.distributions import BuildConfig
 from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
-from pipeline.trials import CLEAN, TrialConfig
+from pipeline.trials import TrialConfig
 
 Tree = dict[str, Any]
 EMBEDDED = Path(__file__).parent / "configs"
-
-
-class TrainConfig(Strict):
-    """How the model is trained. Batches are global: more workers mean smaller shares."""
-
-    workers: int = Field(2, ge=1, description="processes, each with a GPU if there are as many")
-    min_workers: int = Field(
-        0, ge=0, description="to go on with when nodes are lost; 0: always as many as `workers`"
-    )
-    retries: int = Field(
-        2, ge=-1, description="from the last checkpoint, when workers or nodes die; -1: for ever"
-    )
-    steps: int = Field(10_000, ge=1)
-    batch_size: int = Field(16, ge=1, description="episodes of a global batch")
-    remix: bool = Field(True, description="mix the voices of a batch anew in every epoch")
-    speeds: list[Annotated[float, Field(ge=0.5, le=2)]] = Field(
-        [], description="that voices are also played at, as other speakers: [0.9, 1.1]"
-    )
-    lr: float = Field(1e-3, gt=0)
-    table_lr_scale: float = Field(2.0, gt=0, description="of the speaker table, over lr")
-    warmup_steps: int = Field(50, ge=0)
-    schedule: Literal["linear", "rex", "cosine", "constant"] = "linear"
-    init_from: str | None = Field(
-        None, description="models:/NAME@champion, or a folder, to begin with"
-    )
-    refined: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        [], description="schedule of an earlier run's gradient norms"
-    )
-    ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="of the averaged weights that are judged and kept; 0: none"
-    )
-    accumulate: int = Field(1, ge=1, description="parts of a worker's share before each step")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs")
-    compile: bool = Field(False, description="torch.compile; GALR's LSTM breaks its graph")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, at most")
-    early_stop: int = Field(0, ge=0, description="validations without a better one; 0: never")
-    weight_decay: float = Field(0.01, ge=0)
-    clip_norm: float = Field(5.0, gt=0)
-    separation_weight: float = Field(0.1, ge=0)
-    contrastive_weight: float = Field(1.0, ge=0, description="0: separation is all that is trained")
-    freeze_separator: bool = Field(False, description="leave that of init_from as it is")
-    views: int = Field(
-        0, ge=0, description="of each mixture that the speaker head hears in a step; 0: all"
-    )
-    contrastive_ramp_steps: int = Field(0, ge=0, description="separation alone at first")
-    spread_weight: float = Field(0.1, ge=0)
-    activity_weight: float = Field(0.1, ge=0, description="of telling slots that nobody speaks in")
-    balance: Literal["fixed", "norms"] = Field(
-        "fixed", description="norms: contrastive_weight is a ratio of gradient norms on the trunk"
-    )
-    attend: bool = Field(True, description="to a speaker's other conditions, in training")
-    contrast: ContrastConfig = ContrastConfig()
-    validate_every: int = Field(500, ge=1, description="steps between checkpoints")
-    validate_on: list[str] = Field(
-        [CLEAN, "sir_5_db", "sir_0_db"], min_length=1, description="conditions; their mean decides"
-    )
-    threads: int = Field(1, ge=1, description="CPU threads of a worker")
-
-    @field_validator("speeds")
-    @classmethod
-    def _speeds_differ(cls, speeds: list[float]) -> list[float]:
-        hundredths = {round(100 * speed) for speed in speeds}
-        whole = all(abs(100 * speed - round(100 * speed)) < 1e-6 for speed in speeds)
-        if len(hundredths) < len(speeds) or 100 in hundredths or not whole:
-            raise ValueError("speeds are different whole hundredths, without 1.0, which is there")
-        return speeds
-
-    @property
-    def elastic(self) -> bool:
-        """Whether the number of workers may change while training goes on."""
-        return 0 < self.min_workers < self.workers
-
-    @property
-    def separation_only(self) -> bool:
-        """Whether voices are pulled apart and nobody's is learned: a run to begin others with."""
-        return self.contrastive_weight == 0
-
-    @model_validator(mode="after")
-    def _batch_can_be_shared(self) -> Self:
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of workers {self.workers}"
-            )
-        if self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} are more than workers {self.workers}")
-        if self.elastic and (self.accumulate > 1 or self.contrast.set != "table"):
-            raise ValueError(
-                "min_workers makes shares of a batch uneven: leave it out, or set accumulate to 1 "
-                "and contrast.set to table"
-            )
-        if self.batch_size // self.workers % self.accumulate:
-            raise ValueError(
-                f"a worker's share of batch_size, {self.batch_size // self.workers}, is not a "
-                f"multiple of accumulate {self.accumulate}"
-            )
-        return self
 
 
 class EvaluateConfig(Strict):
@@ -151,55 +56,6 @@ class MlflowConfig(Strict):
     uri: str | None = None
     experiment: str = "csc"
     model: str = "csc-speaker-encoder"
-
-
-class TaskNeeds(Strict):
-    """What a task of ingest, build or evaluation needs of a node."""
-
-    cpus: float = Field(1.0, gt=0)
-    memory_gb: float = Field(0.0, ge=0, description="that must be free; 0: not asked for")
-    resources: dict[str, float] = Field({}, description="as nodes are labelled: {data = 0.01}")
-
-    def asked(self, gpus: float = 0) -> dict[str, Any]:
-        """Return it in Ray's words."""
-        needs: dict[str, Any] = {"num_cpus": self.cpus}
-        if gpus:
-            needs["num_gpus"] = gpus
-        if self.memory_gb:
-            needs["memory"] = self.memory_gb * 1e9
-        return needs | ({"resources": self.resources} if self.resources else {})
-
-
-class WorkerNeeds(Strict):
-    """What a training worker needs of a node."""
-
-    cpus: float = Field(1.0, gt=0)
-    gpus: float | None = Field(
-        None, ge=0, description="unset: one each, if the cluster has them already; 1: waits for it"
-    )
-    resources: dict[str, float] = Field(
-        {}, description="as nodes are labelled: {gpu_node = 0.0625}"
-    )
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-
-
-class RayConfig(Strict):
-    """Which Ray to use, and what each stage needs of its nodes."""
-
-    address: str = Field("local", description="`local` starts one that ends with the command")
-    tasks: TaskNeeds = TaskNeeds()
-    workers: WorkerNeeds = WorkerNeeds()
-    cache_gb: float = Field(
-        20.0, ge=0, description="of remote mixture shards that a node keeps; 0: none"
-    )
-    cache_folder: str = Field("", description="for them; unset: the system's temporary folder")
-
-    @field_validator("cache_folder")
-    @classmethod
-    def _same_for_all_processes(cls, folder: str) -> str:
-        if folder and not Path(folder).is_absolute():
-            raise ValueError(f"cache_folder {folder!r} is to be an absolute path on every node")
-        return folder
 
 
 class Config(Strict):

@@ -17,10 +17,11 @@ from csc_model.model import CSC
 from csc_model.objective import Episodes, Losses, Objective
 from jobs.batches import parts, to_episodes
 from jobs.checkpoint import State, load_training, save_training
-from jobs.config import Config, TrainConfig
+from jobs.config import Config
 from jobs.ema import Average
 from jobs.meter import Meter
 from jobs.schedules import factor
+from jobs.train_config import TrainConfig
 from pipeline.draws import stream_key
 from pipeline.errors import CscError
 from pipeline.loader import Batch

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Config, TrainConfig
+from jobs.config import Config
 from jobs.datasets import find_dataset
+from jobs.train_config import TrainConfig
 from pipeline.audit.check import check
 from pipeline.corpora import IngestConfig
 from pipeline.errors import CscError
