@@ -40,6 +40,7 @@ class Activity(BaseModel):
     stage: str
     name: str  # the id of what is made
     schedule: str = ""
+    ticket: int = 0  # its place among runs of the schedule; 0 while it has none
     host: str
     pid: int
     began: datetime
@@ -63,13 +64,19 @@ class Record:
         stem = f"{first.began:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         self.file = f"{FOLDER}/{first.stage}/{stem}.json"
         self._workspace, self._activity, self._usable = workspace, first, usable
-        self._beaten = time.monotonic()
+        self._beaten, self._lock = time.monotonic(), threading.Lock()
         self._progress = {"done": 0, "total": 0}
         self._one_beat = threading.Lock()
 
     def progress(self, done: int, total: int) -> None:
         """Have the next beat tell how far the work is."""
         self._progress = {"done": done, "total": total}
+
+    def take(self, ticket: int) -> None:
+        """Write down a place among the runs of the schedule."""
+        with self._one_beat:
+            self._activity = self._activity.model_copy(update={"ticket": ticket})
+        self.beat()
 
     def beat(self, state: State = "running", reason: str = "") -> None:
         """Add up the cost since the last beat and write the record."""

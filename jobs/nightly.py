@@ -3,12 +3,21 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from jobs.activity import BEAT_S, LOST_AFTER_S, SCHEDULE_VARIABLE, Activity, activities, activity
+from jobs.activity import (
+    BEAT_S,
+    LOST_AFTER_S,
+    SCHEDULE_VARIABLE,
+    Activity,
+    Record,
+    activities,
+    activity,
+)
 from jobs.config import Config
 from jobs.console import say
 from jobs.finetune import pinned
@@ -19,6 +28,8 @@ from pipeline.errors import CscError
 from pipeline.schema import config_hash
 from pipeline.storage import Folder
 
+STAGE = "schedule"  # of the record that a run of one keeps
+Others = Callable[[], list[Activity]]
 POLL_S = 5.0  # from one look at the records of another run to the next
 DONE = "csc.done."  # and a hash of what was judged: a tag of the version that came of it
 
@@ -78,19 +89,36 @@ def alone(
     Raises:
         OverlapError: a run of it is alive, by its record in the workspace.
     """
-    _outwait(workspace, schedule, poll_s, lost_after_s)
+    others = partial(_others, workspace, schedule, lost_after_s)
+    _outwait(schedule, others, poll_s, lost_after_s)
     costs_nothing = (0.0, 0.0)  # the records of its stages say what they cost
     with (
         _named(schedule),
-        activity(
-            workspace, "schedule", schedule, beat_s=beat_s, usable=lambda: costs_nothing
-        ) as record,
+        activity(workspace, STAGE, schedule, beat_s=beat_s, usable=lambda: costs_nothing) as record,
     ):
-        record.beat()  # of two that start at once, one at least sees the other by now
-        ours, others = _parted(workspace, schedule, lost_after_s)
-        began = max(one.began for one in ours)
-        _refuse(schedule, [one for one in others if one.began <= began])
+        _go_first(schedule, record, others, poll_s)
         yield
+
+
+def _go_first(schedule: str, record: Record, others: Others, poll_s: float) -> None:
+    """Go on only if no other run has an earlier ticket: of those that start at once, one does.
+
+    As in Lamport's bakery: tell that a ticket is to come, take one that is later than all that are
+    there, wait until everybody who told has one.
+    """
+
+    def rivals() -> list[Activity]:
+        return [one for one in others() if one.stage == STAGE]
+
+    record.beat()
+    ticket = 1 + max((one.ticket for one in rivals()), default=0)
+    record.take(ticket)
+    found = rivals()
+    while not all(one.ticket for one in found):
+        time.sleep(poll_s)
+        found = rivals()
+    mine = (ticket, *_here())
+    _refuse(schedule, [one for one in found if (one.ticket, one.host, one.pid) < mine])
 
 
 @contextmanager
@@ -106,9 +134,9 @@ def _named(schedule: str) -> Iterator[None]:
             os.environ[SCHEDULE_VARIABLE] = before
 
 
-def _outwait(workspace: Folder, schedule: str, poll_s: float, lost_after_s: float) -> None:
+def _outwait(schedule: str, others: Others, poll_s: float, lost_after_s: float) -> None:
     """Wait until no record of other runs counts as alive; refuse where one is written anew."""
-    found = others = _parted(workspace, schedule, lost_after_s)[1]
+    found = left = others()
     if found:
         last = max(found, key=lambda one: one.updated)
         say(
@@ -116,23 +144,23 @@ def _outwait(workspace: Folder, schedule: str, poll_s: float, lost_after_s: floa
             f"{last.updated:%H:%M:%S} UTC; waiting for another, or until it counts as lost, "
             f"{lost_after_s:.0f} s after it"
         )
-    while others:
+    while left:
         time.sleep(poll_s)
-        others = _parted(workspace, schedule, lost_after_s)[1]
-        _refuse(schedule, [one for one in others if one not in found])
+        left = others()
+        _refuse(schedule, [one for one in left if one not in found])
 
 
-def _parted(
-    workspace: Folder, schedule: str, lost_after_s: float
-) -> tuple[list[Activity], list[Activity]]:
-    """Return the live records of a schedule: those of this process, and those of others."""
-    here = (socket.gethostname(), os.getpid())
-    ours: list[Activity] = []
-    others: list[Activity] = []
-    for one in activities(workspace, lost_after_s=lost_after_s):
-        if (one.schedule, one.state) == (schedule, "running"):
-            (ours if (one.host, one.pid) == here else others).append(one)
-    return ours, others
+def _others(workspace: Folder, schedule: str, lost_after_s: float) -> list[Activity]:
+    """Return the live records of a schedule that other processes keep."""
+    return [
+        one
+        for one in activities(workspace, lost_after_s=lost_after_s)
+        if (one.schedule, one.state) == (schedule, "running") and (one.host, one.pid) != _here()
+    ]
+
+
+def _here() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
 
 
 def _refuse(schedule: str, others: list[Activity]) -> None:
