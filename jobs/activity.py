@@ -64,7 +64,7 @@ class Record:
         stem = f"{first.began:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         self.file = f"{FOLDER}/{first.stage}/{stem}.json"
         self._workspace, self._activity, self._usable = workspace, first, usable
-        self._beaten, self._lock = time.monotonic(), threading.Lock()
+        self._beaten = time.monotonic()
         self._progress = {"done": 0, "total": 0}
         self._one_beat = threading.Lock()
 

@@ -294,7 +294,6 @@ def trials(
     By utterance ids of the store, a row for each trial under each condition of evaluate.trials.
     """
     with _run(config, set_, workspace, False) as run:
-        from jobs.console import say
         from pipeline.shards import read_catalogue
         from pipeline.storage import Folder
         from pipeline.trial_tables import table
