@@ -4,7 +4,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-MODEL_VERSION = 3  # 1: no activity head, activity was a share of energy; 2: no ECAPA
+MODEL_VERSION = 4
+"""1: no activity head, activity was a share of energy; 2: no ECAPA; 3: no extractor."""
+
 VARIANT = "reconstructed-v1"
 
 TRUNKS = {
@@ -55,6 +57,10 @@ class ModelConfig(BaseModel):
     detach_separation: bool = Field(
         False, description="no gradient from the speaker head through the separated signals"
     )
+    extractor: Literal["none", "film", "voicefilter"] = Field(
+        "none", description="network that lets through the voice of a vector that it is given"
+    )
+    extractor_channels: int = Field(64, ge=8, description="of the convolutions of voicefilter")
     attention_heads: int = Field(4, ge=1)
     qk_norm: bool = Field(False, description="bound the logits of attention over conditions")
     embedding_dim: int = Field(128, ge=4)
@@ -79,6 +85,8 @@ class ModelConfig(BaseModel):
             raise ValueError(f"segment {self.segment} must be even: segments overlap by one half")
         if self.speaker_net == "ecapa" and self.speaker_features != "mel":
             raise ValueError("speaker_net ecapa reads log-mel features: set speaker_features=mel")
+        if self.extractor == "voicefilter" and self.frontend != "stft":
+            raise ValueError("extractor voicefilter masks spectra: set frontend=stft")
         for name in ("channels", "embedding_dim"):
             if getattr(self, name) % self.attention_heads:
                 raise ValueError(

@@ -94,6 +94,13 @@ class StftFrontEnd(FrontEnd):
         return torch.sigmoid(logits)
 
 
+def weigh(carrier: Tensor, masks: Tensor) -> Tensor:
+    """Multiply by real masks. Torch would first make a complex copy of them."""
+    if not carrier.is_complex():
+        return carrier * masks
+    return torch.view_as_complex(torch.view_as_real(carrier) * masks.unsqueeze(-1))
+
+
 def build_frontend(config: ModelConfig) -> FrontEnd:
     """Return the front end that `config.frontend` names."""
     return StftFrontEnd(config) if config.frontend == "stft" else ConvFrontEnd(config)

@@ -29,11 +29,17 @@ PEAK_FLOPS = {
 
 
 def forward_flops(
-    model: CSC, num_samples: int, *, separation_only: bool = False, views: int = 0
+    model: CSC,
+    num_samples: int,
+    *,
+    separation_only: bool = False,
+    extraction: bool = False,
+    views: int = 0,
 ) -> float:
     """Return the floating point operations of a forward pass on one mixture.
 
-    With `views`, the speaker head hears as many of its views.
+    With `views`, the speaker head hears as many of its views. With `extraction` it is a pass of the
+    extractor.
 
     A multiplication and an addition are two. Fused recurrent layers and attention are counted from
     their sizes. Of what is not a product of matrices (norms, Fourier transforms) nothing is.
@@ -43,7 +49,13 @@ def forward_flops(
     training = model.training
     with torch.no_grad(), counter, _recurrent_layers(model) as recurrent:
         heard = torch.arange(views, device=waveform.device)[None] if views else None
-        _ = model.eval().sources(waveform) if separation_only else model.eval()(waveform, heard)
+        model.eval()
+        if extraction:
+            model.extracted(waveform, waveform.new_zeros(1, model.config.embedding_dim))
+        elif separation_only:
+            model.sources(waveform)
+        else:
+            model(waveform, heard)
     model.train(training)
     return float(counter.get_total_flops() + sum(recurrent))
 

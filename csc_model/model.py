@@ -1,6 +1,6 @@
 """CSC, reconstructed: one trunk, a separation head, a speaker head bound to its slots."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -11,11 +11,13 @@ from csc_model import longform
 from csc_model.attention import AttentiveStatistics, ConditionAttention
 from csc_model.config import ModelConfig
 from csc_model.ecapa import Ecapa
-from csc_model.encoder import build_frontend
+from csc_model.encoder import build_frontend, weigh
+from csc_model.extractor import build_extractor, voice_of
 from csc_model.longform import Heard, OnProgress, Voices
 from csc_model.mel import LogMel, unit_level
 from csc_model.resample import resampled
 from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights, write_model
+from csc_model.streaming import Pace, streamed
 from csc_model.trunk import build_trunk
 
 __all__ = ["ACTIVE", "CONFIG_FILE", "CSC", "WEIGHTS_FILE", "WINDOW_S", "Output", "best_view"]
@@ -92,6 +94,8 @@ class CSC(nn.Module):
         nn.init.zeros_(verdict.weight)
         nn.init.constant_(verdict.bias, FIRST_LOGIT)
         self.active = nn.Sequential(nn.Linear(dim + 1, dim), nn.ReLU(), verdict)
+        if config.extractor != "none":
+            self.extractor = build_extractor(config)
 
     def _make_speaker_stack(self, bins: int) -> None:
         config = self.config
@@ -120,6 +124,23 @@ class CSC(nn.Module):
         level, unit = unit_level(waveform)
         return self._decode(self._separate(unit), unit.shape[-1]) * level.unsqueeze(1)
 
+    def voice(self, waveform: Tensor) -> Tensor:
+        """Return the unit vectors `(batch, dim)` of clean voices `(batch, time)`: enrolment."""
+        _, unit = unit_level(waveform)
+        if self.config.speaker_features == "mel":  # which reads waveforms: nothing is separated
+            none = unit.new_empty(len(unit), 0, unit.shape[-1])
+            found = self._heard_as_waveforms(unit, none, None)
+        else:
+            last = torch.full((len(unit), 1), self.config.num_slots, device=unit.device)
+            found = self._speakers(unit, self._separate(unit), None, last)[0][:, -1]
+        return self._alone(found.unsqueeze(1)).squeeze(1)
+
+    def extracted(self, waveform: Tensor, vectors: Tensor) -> Tensor:
+        """Return the voices of `vectors` `(batch, dim)` in mixtures: `(batch, time)` both."""
+        level, unit = unit_level(waveform)
+        voices: Tensor = self.extractor(unit, vectors)
+        return voices * level
+
     @property
     def separator(self) -> tuple[nn.Module, ...]:
         """The parts that `sources` needs; the others hear who speaks."""
@@ -142,7 +163,7 @@ class CSC(nn.Module):
 
     def _decode(self, separated: _Separated, num_samples: int) -> Tensor:
         """Return the waveforms of the slots, `(batch, slot, time)`."""
-        slots = _weigh(separated.carrier.unsqueeze(1), separated.masks).flatten(0, 1)
+        slots = weigh(separated.carrier.unsqueeze(1), separated.masks).flatten(0, 1)
         return self.frontend.decode(slots, num_samples).unflatten(0, (-1, self.config.num_slots))
 
     def _speakers(
@@ -213,8 +234,8 @@ class CSC(nn.Module):
         window = longform.window_samples(window_s, self.config.sample_rate_hz)
         if waveform.shape[-1] > window:
             if waveform.ndim == 1:
-                return longform.embed_long(self._hear, waveform, window, on_progress)
-            rows = [longform.embed_long(self._hear, row, window, on_progress) for row in waveform]
+                return longform.embed_long(self.hear, waveform, window, on_progress)
+            rows = [longform.embed_long(self.hear, row, window, on_progress) for row in waveform]
             return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
         _, unit = unit_level(torch.atleast_2d(waveform))
         embeddings, logits = self._speakers(unit, self._separate(unit), None)
@@ -240,8 +261,59 @@ class CSC(nn.Module):
         waveform = self._usable(waveform, sample_rate_hz)
         window = longform.window_samples(window_s, self.config.sample_rate_hz)
         if len(waveform) > window:
-            return longform.separate_long(self._hear, waveform, window, on_progress)
+            return longform.separate_long(self.hear, waveform, window, on_progress)
         return self.sources(waveform.unsqueeze(0))[0]
+
+    @torch.inference_mode()
+    def extract(
+        self,
+        mixture: Tensor,
+        enrolment: Tensor | Sequence[Tensor],
+        sample_rate_hz: int | None = None,
+        window_s: float = WINDOW_S,
+    ) -> Tensor:
+        """Return the voice of `enrolment` in a mixture, `(time,)` each, at the model's sample rate.
+
+        `enrolment` is a clean recording of the speaker alone, or several; they and the mixture may
+        be at another rate, None is the model's. What is longer than `window_s` is heard in
+        stretches of it.
+
+        Raises:
+            ValueError: the model has no extractor, there is no sample, one is no number, or
+                `window_s` is no length.
+        """
+        clean = [enrolment] if isinstance(enrolment, Tensor) else enrolment
+        vector = voice_of(torch.stack([self.embed(one, sample_rate_hz)[0][-1] for one in clean]))
+        waveform = self._usable(mixture, sample_rate_hz)
+        return self.let_through(waveform, vector, window_s)
+
+    def let_through(self, mixture: Tensor, vector: Tensor, window_s: float = WINDOW_S) -> Tensor:
+        """Return the voice of a unit vector `(dim,)` in a mixture `(time,)` at the model's rate.
+
+        Raises:
+            ValueError: the model has no extractor, or `window_s` is no length.
+        """
+        longform.window_samples(window_s, self.config.sample_rate_hz)
+        pace = Pace.of(self.config.sample_rate_hz, window_s / 4, window_s / 2, window_s / 4)
+        return torch.cat(list(self.extracting(vector, [mixture], pace)))
+
+    def extracting(self, vector: Tensor, blocks: Iterable[Tensor], pace: Pace) -> Iterator[Tensor]:
+        """Give the voice of a unit vector `(dim,)` in a mixture that comes in blocks `(time,)`.
+
+        At the model's rate; stretches alone are brought to its device.
+
+        Raises:
+            ValueError: the model has no extractor.
+        """
+        if self.config.extractor == "none":
+            raise ValueError("the model has no extractor: train one with train.task=extract")
+        whose = vector.to(next(self.parameters()).device).unsqueeze(0)
+
+        @torch.inference_mode()
+        def process(stretch: Tensor) -> Tensor:
+            return self.extracted(stretch.to(whose.device).unsqueeze(0), whose)[0].to(stretch)
+
+        return streamed(process, blocks, pace)
 
     @torch.inference_mode()
     def separated(
@@ -261,7 +333,7 @@ class CSC(nn.Module):
         """
         waveform = self._usable(waveform, None)
         window = longform.window_samples(window_s, self.config.sample_rate_hz)
-        yield from longform.separated(self._hear, waveform, window, voices, on_progress)
+        yield from longform.separated(self.hear, waveform, window, voices, on_progress)
 
     def _usable(self, waveform: Tensor, sample_rate_hz: int | None) -> Tensor:
         """Bring a waveform to the model's rate."""
@@ -273,7 +345,7 @@ class CSC(nn.Module):
         given_hz = rate_hz if sample_rate_hz is None else sample_rate_hz
         return resampled(waveform.float(), given_hz, rate_hz)
 
-    def _hear(self, window: Tensor) -> Heard:
+    def hear(self, window: Tensor) -> Heard:
         """Hear a window `(time,)`, brought to the device of the model."""
         output = self(window.to(next(self.parameters()).device).unsqueeze(0))
         return Heard(output.sources[0], self._alone(output.embeddings)[0], output.activity[0])
@@ -305,13 +377,6 @@ class CSC(nn.Module):
 
 def _rows(x: Tensor, chosen: Tensor | None) -> Tensor:
     return x if chosen is None else x[chosen]
-
-
-def _weigh(carrier: Tensor, masks: Tensor) -> Tensor:
-    """Multiply by real masks. Torch would first make a complex copy of them."""
-    if not carrier.is_complex():
-        return carrier * masks
-    return torch.view_as_complex(torch.view_as_real(carrier) * masks.unsqueeze(-1))
 
 
 def _loudness(separated: _Separated) -> Tensor:

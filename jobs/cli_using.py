@@ -17,6 +17,8 @@ from pipeline.errors import CscError
 if TYPE_CHECKING:
     from jobs.verify import Verifier
 
+HARDLY_DB = -20.0
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -35,7 +37,7 @@ PriorOption = Annotated[
 ]
 
 
-def _verifier(
+def verifier_of(
     model: str | None,
     device: str,
     config: str,
@@ -76,7 +78,7 @@ def embed(
 
     check_output(out)
     with interruptible("stopped; nothing was written"):
-        verifier = _verifier(model, device, config, set_, workspace)
+        verifier = verifier_of(model, device, config, set_, workspace)
         table = embed_files(verifier.model, files)
         write_embeddings(table, out)
     failed = [row for row in table.to_pylist() if row["error"]]
@@ -101,9 +103,54 @@ def separate(
     from jobs.using import separate_file
 
     with interruptible("stopped"):
-        verifier = _verifier(model, device, config, set_, workspace)
+        verifier = verifier_of(model, device, config, set_, workspace)
         for path, activity in separate_file(verifier.model, mixture, out):
             say(f"{path}: somebody speaks with probability {activity:.0%}")
+
+
+def extract(
+    mixture: Annotated[str, typer.Argument(help="A recording in which people talk at once.")],
+    speaker: Annotated[
+        list[str],
+        typer.Option("--speaker", help="Clean recording of the voice alone; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="WAV file of that voice.")],
+    look_ahead_s: Annotated[
+        float,
+        typer.Option(
+            "--look-ahead", min=0.0, max=30.0, help="Seconds heard behind what is written."
+        ),
+    ] = 1.0,
+    chunk_s: Annotated[
+        float,
+        typer.Option(
+            "--chunk", min=0.02, max=60.0, help="Seconds written at once: less costs more to hear."
+        ),
+    ] = 4.0,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Take one person's voice out of a recording; where they do not speak it is nearly silent.
+
+    The model needs an extractor: csc train makes one for a model that is there, with
+    train.task=extract, model.extractor=film and train.init_from=MODEL.
+    """
+    from jobs.console import say
+    from jobs.extracting import check_extracts, extract_file, voice_of_files
+    from jobs.verify import champion_of
+
+    with interruptible("stopped; nothing was written"):
+        verifier = verifier_of(model, device, config, set_, workspace)
+        named = model or champion_of(configured(config, set_, workspace))
+        check_extracts(verifier.model, named)
+        vector = voice_of_files(verifier.model, speaker)
+        found = extract_file(verifier.model, mixture, vector, out, chunk_s, look_ahead_s)
+    say(f"{out}: {found.seconds:.1f} s, {found.level_db:+.1f} dB over the recording")
+    if found.level_db < HARDLY_DB:
+        say("hardly anything is left: that person does not seem to speak in it")
 
 
 def enrol(
@@ -121,7 +168,7 @@ def enrol(
     from jobs.using import Gallery
 
     with interruptible("stopped; nobody was enrolled"):
-        verifier = _verifier(model, device, config, set_, workspace)
+        verifier = verifier_of(model, device, config, set_, workspace)
         replaced = Gallery(gallery).enrol(verifier, name, files)
     say(f"{name} is {'enrolled anew' if replaced else 'enrolled'} in {gallery}")
 
@@ -144,7 +191,7 @@ def identify(
     from jobs.using import Gallery
 
     with interruptible("stopped"):
-        verifier = _verifier(model, device, config, set_, workspace)
+        verifier = verifier_of(model, device, config, set_, workspace)
         matches = Gallery(gallery).identify(verifier, mixture, prior)
     table = Table(title=f"who is heard in {escape(mixture)}", title_justify="left")
     for heading in ("name", "heard", "probability", "score", "where"):
@@ -178,7 +225,7 @@ def onnx(
     if find_spec("onnx") is None:
         raise CscError("the package onnx is missing: pip install 'csc[onnx]'")
     with interruptible("stopped; nothing was written"):
-        verifier = _verifier(model, "cpu", config, set_, workspace)
+        verifier = verifier_of(model, "cpu", config, set_, workspace)
         try:
             export_onnx(verifier.model, out)
         except (ValueError, OSError) as error:

@@ -31,6 +31,11 @@ class EvaluateConfig(Strict):
     quality: int = Field(
         0, ge=0, description="test sides of a condition to measure PESQ and STOI on (csc[quality])"
     )
+    extraction: int = Field(
+        100,
+        ge=0,
+        description="test sides of a condition to measure extraction on, by a model that can",
+    )
     cohort: int = Field(
         0, ge=0, description="training speakers that scores are normalised by (AS-norm); 0: none"
     )
@@ -97,6 +102,13 @@ class Config(Strict):
                 "train.contrastive_weight and train.separation_weight are both 0: nothing is "
                 "trained; set one of them"
             )
+        if train.task == "extract":
+            self._check_extraction()
+        elif model.extractor != "none":
+            raise ValueError(
+                "model.extractor is trained for a model that stays as it is: set "
+                "train.task=extract and train.init_from to that model, or model.extractor=none"
+            )
         if train.freeze_separator and (train.init_from is None or train.separation_only):
             raise ValueError(
                 "train.freeze_separator keeps the separator of train.init_from and trains the "
@@ -122,6 +134,22 @@ class Config(Strict):
             )
         return self
 
+    def _check_extraction(self) -> None:
+        if self.model.extractor == "none" or self.train.init_from is None:
+            raise ValueError(
+                "train.task=extract trains an extractor for a model that embeds: set "
+                "model.extractor=film, and train.init_from to that model"
+            )
+        if self.build.mixing.conditions == 1:
+            raise ValueError(
+                "train.task=extract asks for the voice of one mixture by that of another: set "
+                "build.mixing.conditions to 2 or more"
+            )
+        if self.train.extraction_loss == "power_law" and self.model.frontend != "stft":
+            raise ValueError(
+                "train.extraction_loss=power_law compares spectra: set model.frontend=stft"
+            )
+
     @model_validator(mode="after")
     def _elastic_workers_are_counted_right(self) -> Self:
         """Refuse what Ray rounds down: it divides what a node has by what a worker needs."""
@@ -139,7 +167,10 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _build_fits(self) -> Self:
+        """Check the build against the rest, unless another dataset stands in for it."""
+        if self.train.dataset is not None:
+            return self
         speakers = self.build.mixing.interferers + 1
         if self.model.num_slots != speakers:
             raise ValueError(
@@ -157,6 +188,10 @@ class Config(Strict):
                 f"train.remix moves voices within blocks of build.episodes_per_group {block}, and "
                 f"a worker's share of train.batch_size, {share}, is no multiple of it: change one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
         if self.model.sample_rate_hz != SAMPLE_RATE_HZ:
             raise ValueError(
                 f"model.sample_rate_hz is {self.model.sample_rate_hz}, the store holds "
@@ -190,6 +225,21 @@ def load_config(source: str = "demo", overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         raise CscError("\n".join(_explain(error, source, overrides))) from None
+
+
+def rebuilt(config: Config, build: BuildConfig, source: str) -> Config:
+    """Return a configuration with the build of a dataset in place of its own, checked again.
+
+    Raises:
+        CscError: naming `source`, the key, and why the rest does not fit it.
+    """
+    train = config.train.model_dump() | {"dataset": None, "valid_dataset": None}
+    try:
+        return Config.model_validate(
+            config.model_dump() | {"build": build.model_dump(), "train": train}
+        )
+    except ValidationError as error:
+        raise CscError("\n".join(_explain(error, source, ()))) from None
 
 
 def _read(source: str) -> Tree:

@@ -110,9 +110,7 @@ class Embeddings:
 
     def model(self, system: System) -> CSC:
         """Return a model that was added, on the CPU."""
-        _, model = _embedder(self.folder.uri, system.id, "cpu")
-        assert model is not None, "what was added is a model"
-        return model
+        return added_model(self.folder.uri, system.id, "cpu")
 
     def audio(self, trials: Sequence[int]) -> TrialAudio:
         """Read what both sides of some trials are made of."""
@@ -154,6 +152,13 @@ def on_device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def added_model(cache: str, system: str, device: str) -> CSC:
+    """Return a model that was added to a folder of embeddings, by the id of its system."""
+    _, model = _embedder(cache, system, device)
+    assert model is not None, "what was added is a model"
+    return model
 
 
 @lru_cache(maxsize=4)

@@ -18,6 +18,8 @@ from jobs.config import Config
 from jobs.embedding import MFCC, MFCC_ID, Embeddings, System
 from jobs.evaluation_page import page
 from jobs.examples import Example, choose, examples, hardest
+from jobs.extraction import choose_pairs, measure
+from jobs.extraction_summary import summarise_extraction
 from jobs.quality import quality
 from jobs.report import det_plot, histogram_plot, sir_plot
 from jobs.scoring import Views, enrol, score
@@ -111,6 +113,19 @@ class Evaluator:
             if 0 < its.interferers < model.config.num_slots
         }
 
+    def extraction(self, system: System, scores: ByCondition) -> dict[str, Any]:
+        """Return the figures of extraction, where the model can and they are wanted.
+
+        `scores` are those of the mixtures.
+        """
+        many = self.config.evaluate.extraction
+        if not many or self.test.model(system).config.extractor == "none":
+            return {}
+        pairs = choose_pairs(self.trials, many)
+        measured = measure(self.test, system, pairs, self.run) if len(pairs.target) else {}
+        figures = summarise_extraction(measured, scores, pairs, self.trials, self.config)
+        return {"extraction": figures}
+
     def cohort(self, system: System) -> Views | None:
         """Return a vector of each of some training speakers, if any are asked for."""
         if not self.config.evaluate.cohort:
@@ -134,7 +149,9 @@ def evaluation_id(
 ) -> str:
     """Return the name of the evaluation of some weights beside versions, by their names and ids."""
     versions = [TRIALS_VERSION, SIDES_VERSION, MFCC_ID]
-    parts = [weights, config.evaluate.model_dump(), config.seed, dict(against), versions]
+    unused = {"extraction"} if config.model.extractor == "none" else set()
+    asked = config.evaluate.model_dump(exclude=unused)
+    parts = [weights, asked, config.seed, dict(against), versions]
     return config_hash([*parts, given.model_dump()] if given else parts)
 
 
@@ -167,6 +184,7 @@ def evaluate(
         "calibration": found[CSC_NAME].calibration._asdict(),
         "improvement_db": found[CSC_NAME].improvement_db,
         "quality": evaluator.quality(systems[0]),
+        **evaluator.extraction(systems[0], scores[CSC_NAME]),
         **summarise(
             scores, {name: its.calibration for name, its in found.items()}, trials, evaluator.config
         ),

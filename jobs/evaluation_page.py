@@ -6,6 +6,8 @@ from html import escape
 from typing import Any
 
 from jobs.examples import KINDS, Example, Sound
+from jobs.extraction_report import CELLS, extraction_rows, extraction_title
+from jobs.extraction_summary import NOTHING_DB
 from jobs.report import percent
 from jobs.summary import TARGET_PRIORS
 
@@ -20,6 +22,18 @@ DEFINITIONS = (
     ("same, cross gender", "EER with non-targets of the target's gender, or of the other only"),
     ("SI-SNRi", "what separation adds to the ratio of a voice to the rest, mean over voices"),
     ("[low, high]", "95 % interval by drawing speakers, not trials, again and again"),
+)
+OF_EXTRACTION = (
+    ("nearest slot", "without the extractor: the separated voice that is most like the enrolment"),
+    ("SI-SNR", "of the output with the target's voice, -30 to 30 dB: what is lost of a clean one"),
+    ("SI-SNRi of an output", "what that is above the SI-SNR of the mixture"),
+    ("wrong speaker", "outputs that are nearer, by SI-SNR, to somebody else in the mixture"),
+    ("no gain", f"outputs that are not {NOTHING_DB:g} dB nearer to the target than the mixture"),
+    ("left if absent", "level over the mixture, -30 dB at least, if who is asked for is not there"),
+    (
+        "EER %, extracted",
+        "of these pairs alone, by cosines of what was extracted; and of the mixtures, as above",
+    ),
 )
 
 
@@ -45,12 +59,13 @@ def page(index: Mapping[str, Any], plots: Mapping[str, bytes], examples: Iterabl
             "<h2>Against the references</h2>",
             _differences(index),
             _quality(index),
+            _extraction(index),
             "<h2>Plots</h2>",
             *(_plot(caption, png) for caption, png in plots.items()),
             "<h2>To listen to</h2>",
             *map(_example, examples),
             "<h2>What the words mean</h2><dl>",
-            *(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in DEFINITIONS),
+            *(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _words(index)),
             "</dl></main></body></html>\n",
         )
     )
@@ -115,6 +130,18 @@ def _quality(index: Mapping[str, Any]) -> str:
         for condition, found in index["quality"].items()
     ]
     return f"<h2>Quality of the target's voice</h2>{_table(heads, rows)}"
+
+
+def _extraction(index: Mapping[str, Any]) -> str:
+    if "extraction" not in index:
+        return ""
+    found = index["extraction"]
+    table = _table(list(CELLS), [list(cells.values()) for cells in extraction_rows(found)])
+    return f"<h2>Extraction</h2><p>{escape(extraction_title(found))}</p>{table}"
+
+
+def _words(index: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return (*DEFINITIONS, *(OF_EXTRACTION if "extraction" in index else ()))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

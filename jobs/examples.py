@@ -13,6 +13,7 @@ from csc_model.calibration import Calibration
 from csc_model.model import CSC, best_view
 from jobs.report import pyplot
 from jobs.scoring import embed_with, enrol
+from jobs.summary import eer_by_condition
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.sides import TrialAudio
 from pipeline.trials import CLEAN, Trials
@@ -51,7 +52,7 @@ class Example(NamedTuple):
 
 def hardest(trials: Trials, results: list[dict[str, Any]], system: str) -> str:
     """Return the condition with the highest error rate, of those with interferers if there are."""
-    rates = {row["condition"]: row["eer"]["value"] for row in results if row["system"] == system}
+    rates = eer_by_condition(results, system)
     several = {name: rate for name, rate in rates.items() if trials.conditions[name].interferers}
     chosen = several or rates
     return max(chosen, key=lambda name: chosen[name])
@@ -82,7 +83,10 @@ def examples(
     condition: str,
     calibration: Calibration,
 ) -> Iterator[Example]:
-    """Make what there is to hear of chosen trials: enrolment, mixture, each separated slot."""
+    """Make what there is to hear of chosen trials: enrolment, mixture, each separated slot.
+
+    And the enrolled voice as it was extracted, where the model can.
+    """
     trials, embed = audio.trials, embed_with(model)
     for kind, trial in chosen:
         enrolled, test = trials.enrolled[trials.enrolment[trial]], int(trials.test[trial])
@@ -105,6 +109,10 @@ def examples(
                 zip(slots, cosines[:-1], activity[:-1], strict=True), start=1
             )
         ]
+        if model.config.extractor != "none":
+            voice = model.let_through(mixture, enrolment)
+            cosine = float(model.embed(voice)[0][-1] @ enrolment)
+            sounds.append(sound("extracted", f"score {cosine:.2f}", voice.numpy()))
         speakers, over = trials.speakers, trials.conditions[condition].interferers
         yield Example(
             kind,

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from csc_model.extractor import FilmExtractor
 from csc_model.model import CSC
 from csc_model.objective import Objective
 from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE
@@ -20,6 +21,7 @@ from pipeline.storage import Folder
 
 TABLE_FILE, SPEAKERS_FILE = "table.safetensors", "speakers.json"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, TABLE_FILE, SPEAKERS_FILE)
+OF_EXTRACTOR = {"extractor", "extractor_channels"}
 BASE = "base"  # folder of a run, with the model it begins with
 ALIASED = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>.+)")
 
@@ -60,7 +62,7 @@ def fetch_base(config: Config, run: Folder) -> None:
         except (FileNotFoundError, ValueError) as error:
             raise CscError(f"train.init_from: {config.train.init_from}: {error}") from error
         wanted = config.model.model_dump()
-        other = {k: v for k, v in sizes.model_dump().items() if wanted[k] != v}
+        other = {k: v for k, v in sizes.model_dump(exclude=OF_EXTRACTOR).items() if wanted[k] != v}
         if other:
             settings = ", ".join(f"model.{key}={value}" for key, value in other.items())
             raise CscError(f"train.init_from: that model has other sizes: set {settings}")
@@ -79,12 +81,27 @@ def begin_with(objective: Objective, run: Folder, speakers: list[str]) -> int:
         there = {file.name for file in base.list()}
         for name in there:
             (Path(scratch) / name).write_bytes(base.read(name))
-        objective.model.load_state_dict(CSC.load(scratch).state_dict())
+        begin_model(objective.model, CSC.load(scratch))
         if not {TABLE_FILE, SPEAKERS_FILE} <= there:
             return 0
         known = json.loads((Path(scratch) / SPEAKERS_FILE).read_text())
         saved = load_file(Path(scratch) / TABLE_FILE)
     return _grow(objective, saved, known, speakers)
+
+
+def begin_model(model: CSC, before: CSC) -> None:
+    """Take over weights. An extractor stays with the model that it was trained for.
+
+    One that is new begins as that model's separator where it has the shape of one.
+    """
+    same = model.config == before.config
+    weights = before.state_dict()
+    kept = {k: v for k, v in weights.items() if same or not k.startswith("extractor.")}
+    own = {k: v for k, v in model.state_dict().items() if k.startswith("extractor.")}
+    model.load_state_dict(own | kept)
+    extractor = getattr(model, "extractor", None)
+    if not same and isinstance(extractor, FilmExtractor):
+        extractor.begin_with(kept)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 from csc_model.config import VARIANT
 from jobs.config import Config
 from jobs.evaluate import CSC_NAME, Evaluated
+from jobs.extraction_summary import extraction_metrics
 from jobs.lineage import LINEAGE_FILE, describe, inherited
 from jobs.registry import CHALLENGER, DATASET, MODEL_ID, STORE, TRIALS, Registry, Version
 from jobs.train import Trained, local_copy
@@ -50,7 +51,7 @@ def register(
         lineage = describe(trained.about, dataset.read_json(INDEX), store.read_json(INDEX))
         (evaluation / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1))
         registry.log_folder(run_id, evaluation, evaluation_path(trials))
-        registry.log_metrics(run_id, trained.about["best_step"], _flat(evaluated.about))
+        registry.log_metrics(run_id, trained.about["best_step"], metrics_of(evaluated.about))
         tags = _tags(trained, evaluated) | inherited(registry, lineage)
         version = registry.register(run_id, model, evaluation, tags)
     return version, True
@@ -77,11 +78,14 @@ def _tags(trained: Trained, evaluated: Evaluated) -> dict[str, str]:
     return tags
 
 
-def _flat(index: dict[str, Any]) -> dict[str, float]:
+def metrics_of(index: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of an evaluation, given its index, by the names that a run logs."""
     flat: dict[str, float] = {}
     for row in index["results"]:
         name = f"test.{row['system'].replace(',', '')}.{row['condition']}"
         flat |= {f"{name}.eer.{bound}": value for bound, value in row["eer"].items()}
         flat |= {f"{name}.{key}": value for key, value in row.items() if isinstance(value, float)}
-    gains = index["improvement_db"]
-    return flat | {f"test.{CSC_NAME}.{name}.improvement_db": gain for name, gain in gains.items()}
+    measured = {f"{name}.improvement_db": gain for name, gain in index["improvement_db"].items()}
+    if "extraction" in index:
+        measured |= extraction_metrics(index["extraction"])
+    return flat | {f"test.{CSC_NAME}.{name}": value for name, value in measured.items()}

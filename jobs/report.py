@@ -48,7 +48,12 @@ def metrics_table(index: Mapping[str, Any]) -> Table:
 
 def percent(interval: Mapping[str, float], sign: str = "") -> str:
     """Write an interval in per cent, as `value [low, high]`."""
-    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
+    return bounded({name: 100 * bound for name, bound in interval.items()}, sign)
+
+
+def bounded(interval: Mapping[str, float], sign: str = "") -> str:
+    """Write an interval as `value [low, high]`."""
+    value, low, high = (interval[name] for name in ("value", "low", "high"))
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 

@@ -3,9 +3,9 @@
 import os
 import shlex
 
-from jobs.console import say, show
+from jobs.console import present, say
+from jobs.extraction_report import tables
 from jobs.registry import masked
-from jobs.report import metrics_table
 from jobs.run import Run
 from pipeline.corpora import SAMPLE
 from pipeline.plan import changes, source_bytes
@@ -16,8 +16,7 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for what was submitt
 
 def summary(run: Run, arguments: str) -> None:
     """Print what a whole run made, its metrics, and what to try next."""
-    say("")
-    show(metrics_table(run.evaluate.about))
+    present(tables(run.evaluate.about))
     pair = shlex.join(str(path) for path in sorted(SAMPLE.glob("speechocean762/soc0005/*"))[:2])
     say(f"\nMade in {run.workspace.folder.uri}:")
     for what, folder in (

@@ -7,12 +7,14 @@ from these, so whoever goes on from a checkpoint needs no generator state.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from csc_model.extraction import ExtractionObjective
 from csc_model.model import CSC
 from csc_model.objective import Episodes, Losses, Objective
 from jobs.batches import parts, to_episodes
@@ -53,7 +55,10 @@ def new_model(config: Config) -> CSC:
 def new_objective(config: Config, num_speakers: int) -> Objective:
     """Return the untrained model with its losses; each further speed is as many speakers more."""
     train = config.train
-    return Objective(
+    kind: Callable[..., Objective] = Objective
+    if train.task == "extract":
+        kind = partial(ExtractionObjective, extraction_loss=train.extraction_loss)
+    return kind(
         new_model(config),
         num_speakers * (1 + len(train.speeds)),
         separation_weight=train.separation_weight,
@@ -65,6 +70,7 @@ def new_objective(config: Config, num_speakers: int) -> Objective:
         freeze_separator=train.freeze_separator,
         views=train.views,
         attend=train.attend,
+        mixit=train.mixit,
     )
 
 
@@ -123,6 +129,8 @@ class Stepper:
             self.average = Average(objective.model, config.train.ema_decay)
         if config.train.compile and config.train.separation_only:
             objective.model.sources = torch.compile(objective.model.sources)  # type: ignore[method-assign]
+        elif config.train.compile and config.train.task == "extract":
+            objective.model.extractor.compile()
         elif config.train.compile:  # the losses are small, and gather over ranks
             objective.model.compile()
         self.wrapped: Any = wrap(objective)

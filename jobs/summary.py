@@ -1,6 +1,6 @@
 """The figures of an evaluation: error rates with intervals, costs, and paired differences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,17 @@ def summarise(
             gap = _interval(rates[first] - rates[other], replicates[first] - replicates[other])
             differences.append({"against": other, "condition": condition, "eer": gap._asdict()})
     return {"results": results, "differences": differences}
+
+
+def eer_by_condition(
+    results: Sequence[Mapping[str, Any]], system: str | None = None
+) -> dict[str, float]:
+    """Pick a system's equal error rates out of the rows of an evaluation.
+
+    Where none is named, the first one's: those of the model that was evaluated.
+    """
+    chosen = system or results[0]["system"]
+    return {row["condition"]: row["eer"]["value"] for row in results if row["system"] == chosen}
 
 
 def _interval(value: float, replicates: Floats) -> metrics.Interval:

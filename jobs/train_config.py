@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from csc_model.contrast import ContrastConfig
+from csc_model.mixit import Search
 from pipeline.schema import Strict
 from pipeline.trials import CLEAN
 
@@ -18,6 +19,18 @@ class TrainConfig(Strict):
     )
     retries: int = Field(
         2, ge=-1, description="from the last checkpoint, when workers or nodes die; -1: for ever"
+    )
+    task: Literal["csc", "extract"] = Field(
+        "csc", description="extract: train model.extractor; all else stays as in init_from"
+    )
+    extraction_loss: Literal["si_snr", "power_law"] = Field(
+        "si_snr", description="power_law: VoiceFilter's, of compressed magnitudes"
+    )
+    dataset: str | None = Field(
+        None, description="one that is there, by id or address; none: what csc build makes"
+    )
+    valid_dataset: str | None = Field(
+        None, description="of the valid mixtures, where dataset has none"
     )
     steps: int = Field(10_000, ge=1)
     batch_size: int = Field(16, ge=1, description="episodes of a global batch")
@@ -57,6 +70,9 @@ class TrainConfig(Strict):
     balance: Literal["fixed", "norms"] = Field(
         "fixed", description="norms: contrastive_weight is a ratio of gradient norms on the trunk"
     )
+    mixit: Search = Field(
+        "all", description="how outputs are given to mixtures of mixtures: try all, or one solve"
+    )
     attend: bool = Field(True, description="to a speaker's other conditions, in training")
     contrast: ContrastConfig = ContrastConfig()
     validate_every: int = Field(500, ge=1, description="steps between checkpoints")
@@ -84,12 +100,19 @@ class TrainConfig(Strict):
         """Whether voices are pulled apart and nobody's is learned: a run to begin others with."""
         return self.contrastive_weight == 0
 
+    @property
+    def learns_voices(self) -> bool:
+        """Whether speakers are learned, and error rates say which weights are the best."""
+        return self.task == "csc" and not self.separation_only
+
     @model_validator(mode="after")
     def _batch_can_be_shared(self) -> Self:
         if self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of workers {self.workers}"
             )
+        if self.valid_dataset is not None and self.dataset is None:
+            raise ValueError("valid_dataset stands beside dataset: name both")
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} are more than workers {self.workers}")
         if self.elastic and (self.accumulate > 1 or self.contrast.set != "table"):

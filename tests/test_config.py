@@ -32,6 +32,9 @@ def test_a_wrong_override_is_explained(override: str, said: str) -> None:
         load_config("demo", [override])
 
 
+EXTRACT = ["train.task='extract'", "train.init_from='m'", "model.extractor='film'"]
+
+
 def test_a_wrong_file_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     with pytest.raises(CscError, match="no configuration"):
@@ -84,6 +87,14 @@ def test_the_learned_encoder_with_galr_is_a_choice_of_the_demo() -> None:
             "the contrastive loss has none there",
         ),
         (["train.freeze_separator=true"], "keeps the separator of train.init_from"),
+        (["train.task='extract'", "train.init_from='m'"], "set model.extractor=film"),
+        (["train.task='extract'", "model.extractor='film'"], "train.init_from to that model"),
+        (["model.extractor='film'"], "set train.task=extract"),
+        ([*EXTRACT, "build.mixing.conditions=1"], "build.mixing.conditions to 2 or more"),
+        (
+            [*EXTRACT, "model.frontend='conv'", "train.extraction_loss='power_law'"],
+            "power_law compares spectra",
+        ),
         (["train.contrastive_weight=0.0", "train.separation_weight=0.0"], "nothing is trained"),
         (["train.balance='norms'", "train.contrastive_weight=0.0"], "only one of them is trained"),
         (["train.views=1", "train.contrast.set='batch'"], "only with train.contrast.set=table"),

@@ -106,3 +106,35 @@ def test_what_was_fetched_stays(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")
     fetch_base(config, run)
     assert run.read(f"{BASE}/model.safetensors") == whole
+
+
+def extracting(root: Path, *more: str) -> Config:
+    return configured(root, "train.task='extract'", "model.extractor='film'", *more)
+
+
+def test_an_extractor_begins_beside_the_model_it_is_for(tmp_path: Path) -> None:
+    before = saved(tmp_path, configured(tmp_path), ["a"])
+    config, run = extracting(tmp_path), Folder.at(tmp_path / "run")
+    fetch_base(config, run)
+    after = objective(config, 1, seed=2)
+    begin_with(after, run, ["a"])
+    weights, kept = after.model.state_dict(), before.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in kept.items())
+    for name in ("bottleneck.1.weight", "trunk.shared.0"):  # as the separator hears
+        parts = {key: value for key, value in kept.items() if key.startswith(name)}
+        assert parts
+        assert all(torch.equal(weights[f"extractor.{key}"], value) for key, value in parts.items())
+
+
+def test_an_extractor_goes_on_or_is_left_behind(tmp_path: Path) -> None:
+    config = extracting(tmp_path)
+    before = saved(tmp_path, config, ["a"])
+    for number, wanted in enumerate((config, configured(tmp_path))):
+        run = Folder.at(tmp_path / f"run{number}")
+        fetch_base(wanted, run)
+        after = objective(wanted, 1, seed=2)
+        begin_with(after, run, ["a"])
+        theirs = before.model.state_dict()
+        own = after.model.state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in own.items())
+        assert (len(own) == len(theirs)) == (number == 0)
