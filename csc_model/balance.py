@@ -34,17 +34,29 @@ class GradientBalance(nn.Module):
         self.every, self.decay = every, decay
         self.register_buffer("norms", torch.zeros(num_losses))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._taken: int | None = 0  # the same, where no device is waited for; None: ask it
+        self.register_load_state_dict_post_hook(_ask_again)  # type: ignore[no-untyped-call]
 
     def forward(
         self, losses: Sequence[Tensor], parameters: Iterable[Tensor], proportions: Sequence[float]
     ) -> Tensor:
         """Return weights `(loss,)`, constants, with `weight * norm` as the proportions are."""
         if self.training and torch.is_grad_enabled():
-            if int(self.steps) % self.every == 0:
+            if self._taken is None:
+                self._taken = int(self.steps)
+            if self._taken % self.every == 0:
                 norms = gradient_norms(losses, list(parameters)).to(self.norms.dtype)
                 keep = self.decay * (self.norms > 0)  # a loss is known from its first gradient on
                 self.norms.copy_(keep * self.norms + (1 - keep) * norms)
             self.steps.add_(1)
-        wanted = self.norms.new_tensor(proportions)
+            self._taken += 1
+        wanted = torch.stack([self.norms.new_full((), value) for value in proportions])
         weights = wanted / wanted[0] * self.norms[0] / self.norms.clamp_min(1e-12)
         return torch.where(self.norms > 0, weights, wanted / wanted[0])
+
+
+def _ask_again(module: nn.Module, keys: object) -> None:
+    """Have a balance that was loaded look up its step."""
+    del keys
+    assert isinstance(module, GradientBalance), "where it is registered"
+    module._taken = None

@@ -33,5 +33,6 @@ def slot_cosine(embeddings: Tensor) -> Tensor:
 @torch.no_grad()
 def slot_share(winner: Tensor, held: Tensor, num_slots: int) -> Tensor:
     """Return the share of the slot that takes most of the anchors."""
-    wins = (F.one_hot(winner, num_slots) * held.unsqueeze(-1)).sum(0)
+    slots = torch.arange(num_slots, device=winner.device)
+    wins = ((winner.unsqueeze(-1) == slots) & held.unsqueeze(-1)).sum(0)
     return wins.max() / wins.sum().clamp_min(1)

@@ -28,7 +28,7 @@ from csc_model.losses import (
     pairwise_separation_loss,
     spread_loss,
 )
-from csc_model.mixit import mixit_loss
+from csc_model.mixit import Search, mixit_loss
 from csc_model.model import CSC, Output
 from csc_model.precision import full
 from csc_model.rows import (
@@ -72,7 +72,8 @@ class Objective(nn.Module):
     model is left as it is and not computed, and of the losses all but its own are 0. With
     `freeze_separator` the other half is left as it is. With `views`, the speaker head hears as many
     views of each mixture in a step, drawn at random: for a table, as others are compared with each
-    other. Without `attend`, no vector is made of several conditions.
+    other. Without `attend`, no vector is made of several conditions. `mixit` is how the outputs of
+    mixtures of mixtures are given to the two.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Objective(nn.Module):
         freeze_separator: bool = False,
         views: int = 0,
         attend: bool = True,
+        mixit: Search = "all",
     ) -> None:
         super().__init__()
         self.model = model
@@ -104,6 +106,7 @@ class Objective(nn.Module):
         self.activity_weight = activity_weight
         self.balance = GradientBalance(2) if balance == "norms" else None
         self.separation_only, self.views, self.attend = separation_only, views, attend
+        self.mixit = mixit
         if separation_only:
             self.requires_grad_(False)
         for part in model.separator:
@@ -146,7 +149,7 @@ class Objective(nn.Module):
         with torch.autocast(sources.device.type, enabled=False):
             sources, references = full(sources), episodes.references.flatten(0, 1)
             costs, assignment = best_permutation(pairwise_separation_loss(sources, references))
-            separation = _over_all(_without_sources(costs, sources, episodes))
+            separation = _over_all(_without_sources(costs, sources, episodes, self.mixit))
         anchors = has_anchor(episodes).flatten()
         nothing = separation.new_zeros(())
         return Losses(*[nothing] * len(Losses._fields))._replace(
@@ -164,7 +167,7 @@ class Objective(nn.Module):
     ) -> Losses:
         references = episodes.references.flatten(0, 1)
         costs, assignment = best_permutation(pairwise_separation_loss(output.sources, references))
-        separation = _over_all(_without_sources(costs, output.sources, episodes))
+        separation = _over_all(_without_sources(costs, output.sources, episodes, self.mixit))
         heard = None if is_heard is None else is_heard.gather(1, assignment)
         activity = _activity(output, episodes, assignment, heard)
         slots = in_order(output.embeddings, assignment)
@@ -315,14 +318,14 @@ def _over_all(costs: Tensor) -> Tensor:
     return global_mean(costs, torch.ones_like(costs, dtype=torch.bool))
 
 
-def _without_sources(costs: Tensor, sources: Tensor, episodes: Episodes) -> Tensor:
+def _without_sources(costs: Tensor, sources: Tensor, episodes: Episodes, search: Search) -> Tensor:
     """Put the MixIT cost in place of the PIT cost `(mixture,)` where no source is known."""
     mixed = is_mixit(episodes)
     if mixed is None:
         return costs
     if episodes.references.shape[2] < 2:
         raise ValueError("mixtures of mixtures need two slots at least: set num_slots to 2 or more")
-    two, _ = mixit_loss(sources, episodes.references.flatten(0, 1)[:, :2])
+    two, _ = mixit_loss(sources, episodes.references.flatten(0, 1)[:, :2], search)
     return torch.where(mixed, two, costs)
 
 

@@ -36,8 +36,8 @@ def to_episodes(
     sources, speakers, anchors = batch.sources, batch.speakers, batch.anchors
     if speeds:
         which = draw_speeds(len(speeds), batch.pick.shape, seed, step, share)
-        which = which.to(speakers.device)
-        which[:, :, :-1][speakers < 0] = 0  # of several voices in one line, or of nobody
+        which = which.to(speakers.device, non_blocking=True)
+        which[:, :, :-1].masked_fill_(speakers < 0, 0)  # several voices in one line, or nobody
         which[:, :, -1] = 0
         before = sources.float().square().mean(-1)
         sources = played(sources, which, speeds)
@@ -52,7 +52,7 @@ def to_episodes(
     allowed = draw_allowed(share.total, conditions, generator)[share.first : share.stop]
     heard = (batch.speakers[:, :, 0] >= 0).unsqueeze(1)
     itself = torch.eye(conditions, dtype=torch.bool, device=heard.device)
-    allowed = allowed.to(heard.device) & heard
+    allowed = allowed.to(heard.device, non_blocking=True) & heard
     allowed |= itself & ~allowed.any(-1, keepdim=True)
     return Episodes(
         rendered.mixtures,

@@ -46,8 +46,9 @@ class Job(NamedTuple):
     """What a worker is told."""
 
     config: Config
-    store: Folder
+    store: Folder | None  # None: there are no trials
     dataset: Folder
+    valid: Folder  # the dataset of the mixtures that are validated on
     folder: str  # of the run
     num_speakers: int
     reporter: Any  # handle of the actor that the driver listens to
@@ -56,8 +57,9 @@ class Job(NamedTuple):
     def read(cls, told: dict[str, Any]) -> "Job":
         return cls(
             Config.model_validate_json(told["config"]),
-            Folder(told["store"]),
+            Folder(told["store"]) if told["store"] else None,
             Folder(told["dataset"]),
+            Folder(told["valid"]),
             told["folder"],
             told["num_speakers"],
             told["reporter"],
@@ -78,7 +80,7 @@ class Worker:
         if config.train.init_from is not None:
             speakers = read_dataset(job.dataset).about["speakers"]
             begin_with(objective, Folder(job.folder), voices(speakers, config.train.speeds))
-        self.train_data = self._loader("train")
+        self.train_data = self._loader(job.dataset, "train")
         self.work = self._work(objective) if self.rank == 0 else None  # who reports it
         self.stepper = Stepper(
             config,
@@ -94,7 +96,8 @@ class Worker:
         self.best_table: dict[str, Tensor] = {}
         self.saved_at = time.monotonic()
         self.uploading: Path | None = None
-        self.validator = Validator(config, job.store, self._loader("valid"), self.rank, self.world)
+        valid_data = self._loader(job.valid, "valid")
+        self.validator = Validator(config, job.store, valid_data, self.rank, self.world)
 
     def _work(self, objective: Objective) -> Work:
         mixing, train = self.config.build.mixing, self.config.train
@@ -102,15 +105,18 @@ class Worker:
         step = BACKWARD_FORWARD * count(separation_only=train.separation_only, views=train.views)
         if train.freeze_separator:  # which is not gone through backwards
             step -= (BACKWARD_FORWARD - 1) * count(separation_only=True)
+        if train.task == "extract":  # beside it, one voice is embedded
+            step = BACKWARD_FORWARD * count(extraction=True)
+            step += count(views=1) - count(separation_only=True)
         mixtures = self.train_data.share.size * mixing.conditions
         return Work(step * mixtures, peak_flops(objective.table.device))
 
-    def _loader(self, split: str) -> EpisodeLoader:
+    def _loader(self, dataset: Folder, split: str) -> EpisodeLoader:
         kept, ray_config = None, self.config.ray
         if ray_config.cache_gb:
             kept = Nearby(ray_config.cache_folder, int(1e9 * ray_config.cache_gb))
         return EpisodeLoader(
-            self.job.dataset,
+            dataset,
             split,
             batch_size=self.config.train.batch_size,
             seed=self.config.seed,
@@ -231,11 +237,11 @@ class Worker:
         self._report(metrics)
 
     def _is_better(self, found: Found) -> bool:
-        """Compare error rates, or what separation gains where that is all that is trained.
+        """Compare error rates, or what separation gains where there are none.
 
-        Where no mixture says what that is, as with mixtures of mixtures, the last is the best.
+        Where no mixture says what that is, the last is the best.
         """
-        if self.config.train.separation_only:
+        if math.isnan(found.eer):
             return not found.improvement_db <= self.state.best_improvement_db
         return found.eer < self.state.best_valid_eer
 

@@ -36,9 +36,10 @@ from jobs.nightly import begun, made_before, mark_done, way_id
 from jobs.places import Place, gpus_for, place_of
 from jobs.promote import Decision, promote, rollback
 from jobs.register import register
-from jobs.registry import CHAMPION, MODEL_ID, Registry, Version
+from jobs.registry import CHALLENGER, CHAMPION, MODEL_ID, Registry, Version
 from jobs.schedules import refine, resampled
 from jobs.train import Trained, model_id, train, validated
+from jobs.training_data import TrainingData, named
 from jobs.workspace import Workspace
 from pipeline.build import build, dataset_id
 from pipeline.corpora import list_corpora
@@ -113,12 +114,7 @@ class Run:
         if self.fresh:
             folder.remove(first=INDEX)
         finished, began = folder.exists(INDEX), time.monotonic()
-        with ExitStack() as meanwhile:
-            on_progress, made = None, self._id(folder)
-            if not finished:
-                record = meanwhile.enter_context(activity(self.workspace.folder, name, made))
-                on_progress = record.progress
-            meanwhile.enter_context(working(name, made, on_progress))
+        with self._at_work(name, self._id(folder), before=finished):
             heading(name, "finished before" if finished else "")
             lines: list[str] = []
             yield lines
@@ -127,6 +123,20 @@ class Run:
                 say(f"  {line}")
             took = "" if finished else f"  ({time.monotonic() - began:.0f} s)"
             say(f"  {folder.uri}{took}")
+
+    @contextmanager
+    def _at_work(self, stage: str, name: str, *, before: bool = False) -> Iterator[None]:
+        """Have what is said belong to a stage and what it makes, and keep a record of its work.
+
+        There is none where it was made `before`.
+        """
+        with ExitStack() as meanwhile:
+            on_progress = None
+            if not before:
+                record = meanwhile.enter_context(activity(self.workspace.folder, stage, name))
+                on_progress = record.progress
+            meanwhile.enter_context(working(stage, name, on_progress))
+            yield
 
     def _id(self, folder: Folder) -> str:
         """Return what names a folder among those of its kind: `ID`, or `ID/generation-00001`."""
@@ -182,16 +192,23 @@ class Run:
         return dataset, index
 
     @cached_property
+    def data(self) -> tuple[TrainingData, Config]:
+        """What is trained on, and the configuration that would have built it."""
+        if self.config.train.dataset is not None:
+            return named(self.config)
+        return TrainingData(self.build[0], self.build[0], self.ingest[0]), self.config
+
+    @cached_property
     def train(self) -> Trained:
-        dataset, about = self.build
-        config = self.config
+        data, config = self.data
+        about = data.dataset.read_json(INDEX)
         if config.train.init_from is not None:
             config = (begun if self.if_new else pinned)(config, self.registry)
-        folder = self.workspace.models.child(model_id(about, config))
+        folder = self.workspace.models.child(model_id(about, config, data.differs))
         with self._stage("train", folder) as lines:
             if not folder.exists(INDEX):
                 _ = self.ray
-            trained = train(folder, self.ingest[0], dataset, config, self.registry)
+            trained = train(folder, data, config, self.registry)
             best = validated(
                 trained.about["best_valid_eer"], trained.about.get("best_valid_improvement_db")
             )
@@ -199,10 +216,20 @@ class Run:
                 f"{trained.about['steps']} steps; best validation, at step "
                 f"{trained.about['best_step']}: {best}"
             )
+            if data.store is None:
+                lines.append(
+                    "chosen by separation alone: there is no utterance store of its voices"
+                )
         return trained
 
     @cached_property
     def evaluate(self) -> Evaluated:
+        if self.config.train.dataset is not None:
+            raise CscError(
+                "train.dataset is for csc train alone, as nobody knows whether the speakers of a "
+                "test are in it: leave it out, or begin a run on recordings of your own with the "
+                "model, train.init_from=FOLDER"
+            )
         _ = self._listed  # what cannot be used is told before a training
         trained, against = self.train, self._versions()
         ids = {name: version.tags[MODEL_ID] for name, version in against.items()}
@@ -273,26 +300,34 @@ class Run:
 
     @cached_property
     def register(self) -> Version:
-        evaluated = self.evaluate
-        with working("register", evaluated.about["model"]):
+        trained, evaluated = self.train, self.evaluate
+        before = self.registry.version_of(trained.about["run"], evaluated.about["trials"]["hash"])
+        with self._at_work("register", evaluated.about["model"], before=before is not None):
             heading("register", "")
             dataset, store = self.build[0], self.ingest[0]
-            version, new = register(self.train, evaluated, dataset, store, self.registry)
+            version, new = register(trained, evaluated, dataset, store, self.registry)
             state = "registered, alias challenger" if new else "registered before"
             say(f"  {self.registry.model} version {version.number}: {state}")
         return version
 
     def promoted(self, *, forced: str = "", dry_run: bool = False) -> Decision:
         """Let the gate judge the challenger, and say what it said."""
-        if not dry_run:
-            _ = self.register
-        with working("promote"):
-            heading("promote", "nothing is changed" if dry_run else "")
-            decision = promote(self.registry, self.evaluator, forced=forced, dry_run=dry_run)
-            if not dry_run:
-                mark_done(self.registry, self.register, way_id(self.ingest[1], self.config))
-            verdict = CHAMPION if decision.promoted else "refused"
-            say(f"  version {decision.version.number}: {verdict}, {decision.why}")
+        if dry_run:
+            with working("promote"):
+                heading("promote", "nothing is changed")
+                return self._judged(dry_run=True)
+        version = self.register
+        before = {CHALLENGER, CHAMPION} <= {*self.registry.aliases_of(version)}
+        with self._at_work("promote", version.tags[MODEL_ID], before=before):
+            heading("promote", "")
+            decision = self._judged(forced=forced)
+            mark_done(self.registry, version, way_id(self.ingest[1], self.config))
+        return decision
+
+    def _judged(self, *, forced: str = "", dry_run: bool = False) -> Decision:
+        decision = promote(self.registry, self.evaluator, forced=forced, dry_run=dry_run)
+        verdict = CHAMPION if decision.promoted else "refused"
+        say(f"  version {decision.version.number}: {verdict}, {decision.why}")
         return decision
 
     def nothing_new(self) -> Version | None:
@@ -308,8 +343,9 @@ class Run:
 
     def rollback(self, why: str) -> None:
         """Make the champion before this one champion again."""
-        heading("promote", "back")
-        say(f"  version {rollback(self.registry, why).number} is champion again")
+        with self._at_work("promote", self.registry.model):
+            heading("promote", "back")
+            say(f"  version {rollback(self.registry, why).number} is champion again")
 
 
 def refined(config: Config, run_id: str) -> Config:

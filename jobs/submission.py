@@ -64,10 +64,17 @@ def places(config: Config) -> Iterator[tuple[str, str]]:
     for key, text in (
         ("ingest.purity", config.ingest.purity),
         ("train.init_from", config.train.init_from),
+        *((key, text) for key, text in _datasets(config) if "/" in text),
         ("mlflow.uri", config.mlflow.uri and config.mlflow.uri.removeprefix(SQLITE)),
     ):
         if text:
             yield key, text
+
+
+def _datasets(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the datasets that are named: an id is one of the workspace."""
+    yield "train.dataset", config.train.dataset or ""
+    yield "train.valid_dataset", config.train.valid_dataset or ""
 
 
 def is_local(place: str) -> bool:

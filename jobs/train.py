@@ -32,6 +32,7 @@ from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base
 from jobs.loop import train_loop
 from jobs.places import gpus_for
 from jobs.registry import Registry
+from jobs.training_data import TrainingData
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
 from pipeline.loader import EpisodeLoader
@@ -45,6 +46,10 @@ POLL_SECONDS = 1.0
 RAY_FOLDER, RUN_FILE = "checkpoints", "run.json"
 ATTENTION_FILE, ATTENTION_EPISODES, ATTENTION_BATCHES = "attention.png", 4, 32
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+WITHOUT_EFFECT = {"checkpoint_minutes", "threads", "min_workers", "retries"} | {
+    "dataset",  # which stands in the hash by its id
+    "valid_dataset",
+}
 # Large tensors of a step are returned to the system and faulted in again without huge pages.
 WORKER_ENV = {"THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -56,17 +61,15 @@ class Trained(NamedTuple):
     about: dict[str, Any]  # its index
 
 
-def model_id(dataset: dict[str, Any], config: Config) -> str:
+def model_id(dataset: dict[str, Any], config: Config, differs: Sequence[str | None] = ()) -> str:
     """Return the name of a training run: a hash of all that its result depends on.
 
     But for what a cluster does to it: with fewer workers, dropout and views are drawn for other
-    shares, and an ECAPA-TDNN is normed over them.
+    shares, and an ECAPA-TDNN is normed over them. `differs` is that of its `TrainingData`.
     """
-    train = config.train.model_dump(
-        exclude={"checkpoint_minutes", "threads", "min_workers", "retries"}
-    )
+    train = config.train.model_dump(exclude=WITHOUT_EFFECT)
     parts = (config.model.model_dump(), train, config.evaluate.trials.model_dump())
-    return config_hash([VARIANT, dataset["id"], config.seed, parts])
+    return config_hash([VARIANT, dataset["id"], *differs, config.seed, parts])
 
 
 class Reporter:
@@ -91,48 +94,52 @@ class Reporter:
         return lines
 
 
-def train(
-    folder: Folder, store: Folder, dataset: Folder, config: Config, registry: Registry
-) -> Trained:
+def train(folder: Folder, data: TrainingData, config: Config, registry: Registry) -> Trained:
     """Train into a folder named by `model_id`, or return the finished run that is there.
 
     Raises:
         CscError: training failed; the message is the worker's.
     """
     if not folder.exists(INDEX):
-        _train_and_export(folder, store, dataset, config, registry)
+        _train_and_export(folder, data, config, registry)
     folder.child(RAY_FOLDER).remove(first=SNAPSHOT)
     return Trained(folder, folder.read_json(INDEX))
 
 
 def _train_and_export(
-    folder: Folder, store: Folder, dataset: Folder, config: Config, registry: Registry
+    folder: Folder, data: TrainingData, config: Config, registry: Registry
 ) -> None:
-    built = read_dataset(dataset)
+    built = read_dataset(data.dataset)
     check_fits(built, config)
-    catalogue, about = read_catalogue(store), built.about
-    needed = {"valid": config.train.validate_on, "test": config.promote.guarded}
-    for split, names in needed.items():  # what cannot be judged afterwards is not worth training
-        make_trials(catalogue, split, config.evaluate.trials, config.seed).require(names)
-    name = model_id(about, config)
+    _check_trials(data.store, config)
+    about, name = built.about, posixpath.basename(folder.uri)
     if not folder.exists(RUN_FILE):
         folder.put_json(RUN_FILE, registry.create_run(name, config, about))
     run_id = folder.read_json(RUN_FILE)
     fetch_base(config, folder)
-    checkpoint = _fit(folder, store, dataset, config, registry, run_id, len(about["speakers"]))
+    checkpoint = _fit(folder, data, config, registry, run_id, len(about["speakers"]))
     names = voices(about["speakers"], config.train.speeds)
-    if config.train.separation_only:
+    if not config.train.learns_voices:
         names = []  # nobody's vector was learned: a run that begins with this one has its own
     state = _copy_best(folder, checkpoint, names)
-    if config.build.mixing.conditions > 1 and not config.train.separation_only:
-        _report_attention(folder, dataset, config, registry, run_id)
-    _finish(folder, state, name, run_id, about, config)
+    if config.build.mixing.conditions > 1 and config.train.learns_voices:
+        _report_attention(folder, data.valid, config, registry, run_id)
+    _finish(folder, state, name, run_id, data, config)
+
+
+def _check_trials(store: Folder | None, config: Config) -> None:
+    """Assert that there are trials: what cannot be judged afterwards is not worth training."""
+    if store is None or config.train.separation_only:
+        return
+    catalogue = read_catalogue(store)
+    needed = {"valid": config.train.validate_on, "test": config.promote.guarded}
+    for split, names in needed.items():
+        make_trials(catalogue, split, config.evaluate.trials, config.seed).require(names)
 
 
 def _fit(
     folder: Folder,
-    store: Folder,
-    dataset: Folder,
+    data: TrainingData,
     config: Config,
     registry: Registry,
     run_id: str,
@@ -145,8 +152,9 @@ def _fit(
         train_loop,
         train_loop_config={
             "config": config.model_dump_json(),
-            "store": store.uri,
-            "dataset": dataset.uri,
+            "store": data.store and data.store.uri,
+            "dataset": data.dataset.uri,
+            "valid": data.valid.uri,
             "folder": folder.uri,
             "num_speakers": num_speakers,
             "reporter": reporter,
@@ -310,15 +318,17 @@ def _finish(
     state: State,
     name: str,
     run_id: str,
-    dataset: dict[str, Any],
+    data: TrainingData,
     config: Config,
 ) -> None:
     """Write the index, which makes the model count."""
+    dataset = read_dataset(data.dataset).about
     index = {
         "id": name,
         "variant": VARIANT,
         "run": run_id,
         "dataset": dataset["id"],
+        "valid_dataset": read_dataset(data.valid).id,
         "store": dataset["store"],
         "speakers": dataset["speakers"],
         "best_step": state.best_step,

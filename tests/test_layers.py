@@ -11,12 +11,12 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 # A module of the pipeline may import those of its own rank and of lower ones.
 RANKS = [
     {"errors"},
-    {"schema", "draws"},
+    {"schema", "draws", "refusals"},
     {"distributions", "strangers", "storage", "audio", "patterns", "fingerprint", "tones"},
     {"commits", "nearby", "speech", "splits", "vad", "decoder", "manifests", "duplicates"},
-    {"segments", "layouts", "responses"},
+    {"segments", "layouts", "responses", "updates", "arrays"},
     {"casting", "windows", "order", "shards", "corpora", "render", "tasks", "speakers", "datasets"},
-    {"mixing", "speeds", "planning", "rooms", "episodes", "plan", "summary"},
+    {"mixing", "speeds", "planning", "rooms", "episodes", "plan", "summary", "voices"},
     {"lines", "remix"},
     {"loader", "trials", "ingest", "build"},
     {"audit", "exchange", "sides"},

@@ -77,6 +77,19 @@ def test_the_closed_form_finds_the_assignment_of_outputs_like_the_sources(
     assert (best == mixing)[both].all()
 
 
+@given(st.integers(2, 4), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_both_searches_cost_the_same_once_outputs_are_like_the_sources(
+    outputs: int, seed: int
+) -> None:
+    sources = drawn(3, 4, 300, seed=seed)[:, :outputs]
+    choice = torch.arange(outputs) % 2
+    mixtures = torch.stack([sources[:, choice == which].sum(1) for which in (0, 1)], 1)
+    estimates = sources + 0.1 * drawn(3, outputs, 300, seed=seed + 1)
+    costs = [mixit_loss(estimates, mixtures, search)[0] for search in ("all", "least_squares")]
+    torch.testing.assert_close(*costs)
+
+
 def test_true_sources_reach_thirty_db() -> None:
     sources = drawn(1, 4, 500)
     mixtures = torch.stack([sources[:, 0] + sources[:, 2], sources[:, 1] + sources[:, 3]], 1)

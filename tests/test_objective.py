@@ -1,11 +1,13 @@
 """The objective as a whole: what must and must not change it, for every contrast set."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from csc_model.balance import GradientBalance, gradient_norms
 from csc_model.contrast import ContrastConfig
@@ -152,6 +154,15 @@ def test_mixtures_of_mixtures_take_no_part_in_the_contrast(name: str) -> None:
     assert module(swapped).total.item() == pytest.approx(losses.total.item(), rel=1e-7)
 
 
+def test_mixtures_of_mixtures_are_put_together_as_asked() -> None:
+    mixed = episodes(2, slots=4)._replace(mixit=torch.ones(3, dtype=torch.bool))
+    sources = objective("table", slots=4).model.sources(mixed.mixtures.flatten(0, 1))
+    for search in ("all", "least_squares"):
+        module = objective("table", slots=4, separation_only=True, mixit=search)
+        expected = mixit_loss(sources, mixed.references.flatten(0, 1)[:, :2], search)[0].mean()
+        torch.testing.assert_close(module(mixed).separation_db, expected)
+
+
 def test_mixtures_of_mixtures_need_two_slots() -> None:
     one = episodes(0, slots=1)._replace(mixit=torch.tensor([True, False, False]))
     with pytest.raises(ValueError, match="set num_slots"):
@@ -257,6 +268,47 @@ def test_gradient_norms_are_kept_in_proportion() -> None:
     )
     assert weights[0] == 1
     assert (norms[1] / norms[0]).item() == pytest.approx(0.5, rel=1e-5)
+
+
+class Unasked(TorchDispatchMode):
+    """Refuses what a device would have to be waited for: values, and sizes that depend on them."""
+
+    ASKING = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique2"})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.ASKING, name
+        assert name != "_linalg_check_errors", name
+        if name in ("index", "index_put", "index_put_"):
+            assert all(index is None or index.dtype != torch.bool for index in args[1]), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["table", "batch", "in_mix_label_free"])
+def test_the_losses_never_make_a_device_wait(name: str) -> None:
+    config = SMALL["tcn"].model_copy(update={"num_slots": 3, "frontend": "conv", "num_bins": 16})
+    module = Objective(
+        CSC(config),
+        NUM_SPEAKERS,
+        contrast=CONTRASTS[name],
+        balance="norms",
+        mixit="least_squares",
+    )
+    given = episodes(0, slots=3)._replace(mixit=torch.tensor([True, False, False]))
+    with Unasked():
+        module(given).total.backward()
+    with pytest.raises(AssertionError, match="masked_select"), Unasked():
+        given.mixtures.masked_select(given.mixtures > 0)
+
+
+def test_a_balance_that_is_loaded_goes_on_where_it_was() -> None:
+    first, second = (objective("table", balance="norms") for _ in range(2))
+    first(episodes(0))
+    second.load_state_dict(first.state_dict())
+    assert second.balance is not None
+    before = second.balance.norms.clone()
+    second(episodes(1))
+    assert torch.equal(second.balance.norms, before)  # measured anew after 20 steps, not 19
 
 
 def test_balancing_by_norms_measures_now_and_then() -> None:

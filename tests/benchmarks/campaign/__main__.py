@@ -9,6 +9,7 @@ import torch
 from jobs.config import Config, load_config
 from jobs.run import Run
 from tests.benchmarks.campaign import __doc__ as about
+from tests.benchmarks.campaign.figure import by_alpha
 from tests.benchmarks.campaign.scoring import (
     SPLITS,
     Judge,
@@ -18,7 +19,7 @@ from tests.benchmarks.campaign.scoring import (
     table,
     write_scores,
 )
-from tests.benchmarks.campaign.systems import CSC_SYSTEMS, PAIRS, PEERS, Stage
+from tests.benchmarks.campaign.systems import CSC_SYSTEMS, DATASETS, EXTRACTORS, PEERS, Stage
 from tests.benchmarks.campaign.training import train_csc, train_peer
 
 FILE = str(Path(__file__).parent / "campaign.toml")
@@ -27,15 +28,15 @@ Given = list[str]
 
 
 def prepare(given: Given) -> None:
-    """Ingest, and build both datasets."""
-    for changes in ((), PAIRS):
+    """Ingest, and build the datasets."""
+    for changes in DATASETS.values():
         with Run(load_config(FILE, [*given, *changes])) as run:
             _ = run.build
 
 
 def configured(stage: Stage, seed: int, given: Given) -> Config:
     """Return the configuration of a stage; the seed is that of training, not of the data."""
-    changes = [*(PAIRS if stage.dataset == "pairs" else ()), *stage.changes]
+    changes = [*DATASETS[stage.dataset], *stage.changes]
     return load_config(FILE, [*given, *changes, f"train.steps={stage.steps}"])
 
 
@@ -49,7 +50,7 @@ def run(name: str, seed: int, given: Given) -> None:
     if name in CSC_SYSTEMS:
         folder = None
         for number, stage in enumerate(CSC_SYSTEMS[name]):
-            before, folder = folder, _stage_folder(root.parent.parent, name, number, seed)
+            before, folder = folder, stage_folder(root.parent.parent, name, number, seed)
             config = configured(stage, seed, given)
             if not (folder / "cost.json").exists():
                 train_csc(config, seed, before, folder)
@@ -70,7 +71,17 @@ def run(name: str, seed: int, given: Given) -> None:
         write_scores(root, split, judge.scores(embed), {"core_s": cost, **gain})
 
 
-def _stage_folder(root: Path, name: str, number: int, seed: int) -> Path:
+def run_extractor(name: str, seed: int, given: Given) -> None:
+    """Train an extractor for what `csc` of a seed has come to."""
+    config = configured(EXTRACTORS[name], seed, given)
+    root = Path(config.workspace)
+    before = stage_folder(root / "campaign", "csc", len(CSC_SYSTEMS["csc"]) - 1, seed)
+    folder = root / "extraction" / name / str(seed)
+    if not (folder / "cost.json").exists():
+        train_csc(config, seed, before, folder)
+
+
+def stage_folder(root: Path, name: str, number: int, seed: int) -> Path:
     """Return where a stage lies: equal first stages are one, trained once for each seed."""
     stages = CSC_SYSTEMS[name][: number + 1]
     first = next(other for other, its in CSC_SYSTEMS.items() if its[: number + 1] == stages)
@@ -84,16 +95,21 @@ def main() -> None:
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["prepare", "run", "table"])
-    parser.add_argument("system", nargs="?", choices=[*CSC_SYSTEMS, *PEERS, LDA])
+    parser.add_argument("what", choices=["prepare", "run", "table", "figure"])
+    parser.add_argument("system", nargs="?", choices=[*CSC_SYSTEMS, *PEERS, *EXTRACTORS, LDA])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], dest="given")
     told = parser.parse_args()
     torch.set_num_threads(1)
     if told.what == "prepare":
         prepare(told.given)
+    elif told.what == "run" and told.system in EXTRACTORS:
+        run_extractor(told.system, told.seed, told.given)
     elif told.what == "run":
         run(told.system, told.seed, told.given)
+    elif told.what == "figure":
+        config = load_config(FILE, told.given)
+        print(by_alpha(Path(config.workspace) / "campaign", Judge.of(config, "test")))
     else:
         config = load_config(FILE, told.given)
         judges = {split: Judge.of(config, split) for split in SPLITS}

@@ -134,9 +134,9 @@ def table(root: Path, judges: dict[str, Judge], replicates: int) -> str:
     for split, judge in judges.items():
         count = len(set(judge.trials.speakers))
         draws = metrics.draw_speakers(count, replicates, judge.config.seed)
-        peer = _replicates(root / "ecapa", split, judge, draws)
+        peer = replicated(root / "ecapa", split, judge, draws)
         for system in systems:
-            found = _replicates(system, split, judge, draws)
+            found = replicated(system, split, judge, draws)
             lines.append(_row(system, split, found, peer))
     return "\n".join(lines)
 
@@ -149,9 +149,10 @@ class Replicated(NamedTuple):
     seeds: int
 
 
-def _replicates(
+def replicated(
     system: Path, split: str, judge: Judge, draws: NDArray[np.int64]
 ) -> Replicated | None:
+    """Return the error rates of a system, or None where it has not been scored."""
     files = sorted(system.glob(f"*/{split}.safetensors"))
     if not files:
         return None

@@ -18,7 +18,7 @@ PAIRS = (
 class Stage(NamedTuple):
     """One training, which begins with the weights of the stage before."""
 
-    dataset: Literal["pairs", "wild"]
+    dataset: Literal["pairs", "wild", "asked"]
     steps: int
     changes: tuple[str, ...] = ()
 
@@ -46,6 +46,9 @@ def _trunk(steps: int, *changes: str) -> tuple[Stage, Stage]:
 
 FINE = ("model.frontend='conv'", "model.window=128", "model.hop=64", "model.num_bins=256")
 """A learned encoder with four times as many frames as the STFT."""
+
+LABEL_FREE = ("train.contrast.set='batch'", "train.contrast.label_free=true")
+ALPHAS = (0.1, 0.2, 0.4)
 
 CSC_SYSTEMS: dict[str, tuple[Stage, ...]] = {
     "csc": (SEPARATION, HEAD),
@@ -101,9 +104,38 @@ CSC_SYSTEMS: dict[str, tuple[Stage, ...]] = {
         "model.hidden=64",
         "model.segment=32",
     ),
-    "csc_label_free": _contrast("train.contrast.set='batch'", "train.contrast.label_free=true"),
+    "csc_label_free": _contrast(*LABEL_FREE),
+} | {
+    f"csc_label_free_{alpha}": _contrast(*LABEL_FREE, f"train.contrast.alpha={alpha}")
+    for alpha in ALPHAS
 }
 """Ablations whose head hears all views take half the steps, each of which costs twice as much."""
+
+BY_ALPHA = {0.0: "csc_label_free"} | {alpha: f"csc_label_free_{alpha}" for alpha in ALPHAS}
+"""Systems that differ in the uniform share of p alone."""
+
+DATASETS: dict[str, tuple[str, ...]] = {
+    "wild": (),
+    "pairs": PAIRS,
+    "asked": ("build.mixing.absent_share=0.1", "build.mixing.sir_max_db=5.0"),
+}
+"""What differs in the mixtures; those of `asked` may lack the voice that is asked for."""
+
+
+def _extractor(name: str, steps: int, *changes: str) -> Stage:
+    """Return an extractor for what CSC has come to."""
+    begun = ("train.init_from='the stage before'", "train.views=0", "train.speeds=[0.9, 1.1]")
+    told = ("train.task='extract'", f"model.extractor='{name}'", *begun, *changes)
+    return Stage("asked", steps, told)
+
+
+EXTRACTORS = {
+    "extract_film": _extractor("film", 4000),
+    "extract_voicefilter": _extractor(
+        "voicefilter", 1500, "model.extractor_channels=16", "train.extraction_loss='power_law'"
+    ),
+}
+"""Networks that let one voice through, each trained for what `csc` of the same seed has come to."""
 
 PEERS = {"ecapa": 9000, "same_trunk": 15000}
 """Plain networks on the mixture as it is, trained with AAM-softmax on the anchor; their steps."""

@@ -23,6 +23,7 @@ from jobs.batches import to_episodes
 from jobs.config import Config
 from jobs.datasets import find_dataset
 from jobs.ema import Average
+from jobs.finetune import begin_model
 from jobs.meter import Meter
 from jobs.stepper import Stepper, learning_rate_factor, new_objective
 from pipeline.datasets import read_dataset
@@ -39,7 +40,7 @@ def train_csc(config: Config, seed: int, before: Path | None, to: Path) -> None:
     config = config.model_copy(update={"seed": seed})  # that of the data is another
     objective = new_objective(config, len(read_dataset(dataset).about["speakers"]))
     if before is not None:
-        objective.model.load_state_dict(CSC.load(before).state_dict())
+        begin_model(objective.model, CSC.load(before))
     stepper, spent, meter = Stepper(config, objective), 0.0, Meter()
     for step, batch in enumerate(_batches(dataset, config)):
         began = time.process_time()
