@@ -6,7 +6,8 @@ process of their own.
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +24,12 @@ Samples = NDArray[np.float32]
 Pcm = NDArray[np.int16]
 Native = tuple[int, Samples]
 """A block as it was recorded: its rate in Hz, and samples `(time, channel)` in [-1, 1]."""
+Mix = Callable[[Samples], Samples]
+"""Makes of a block `(time, channel)` what is wanted of it, `(time,)` or `(time, channel)`."""
 
 BLOCK_FRAMES = 1 << 14  # what a fault in the middle of a file may cost
 RATES_HZ = range(1_000, 768_001)
+SILENT_PEAK = 1e-4  # -80 dBFS
 MIN_SECONDS = 0.3  # less than a syllable or two says nothing of a speaker
 FLAC_SAMPLES_PER_BYTE = 1 << 13  # silence, in the largest blocks there are
 UNREAD_BYTES = 1 << 15  # libFLAC reads ahead by less
@@ -53,19 +57,42 @@ def stream(
         AudioError: `empty` (no bytes or no samples), `unreadable`, or after the blocks that are
             good `truncated` or `not_finite`.
     """
-    if not file.read(1):
-        raise AudioError("empty", "the file has no bytes")
-    file.seek(0)
+    blocks = _native_blocks(file, start_s, duration_s)
+    yield from _not_empty(_at_one_rate(blocks, _first if first_channel else _Downmix))
+
+
+def stream_channels(file: BinaryIO) -> Iterator[Samples]:
+    """Decode a file to blocks `(time, channel)` at SAMPLE_RATE_HZ, with all of its channels.
+
+    Raises:
+        AudioError: as `stream` does, and `unreadable` where a channel comes or goes on the way.
+    """
+    blocks = _same_channels(_native_blocks(file, 0.0, 0.0))
+    yield from _not_empty(_at_one_rate(blocks, _every))
+
+
+def _not_empty(blocks: Iterator[Samples]) -> Iterator[Samples]:
     found = False
-    for block in _at_one_rate(_native_blocks(file, start_s, duration_s), first_channel):
+    for block in blocks:
         found = found or len(block) > 0
         yield block
     if not found:
         raise AudioError("empty", "no sample is left after decoding")
 
 
+def _same_channels(blocks: Iterator[Native]) -> Iterator[Native]:
+    channels = 0
+    for rate_hz, block in blocks:
+        channels = channels or block.shape[1]
+        if block.shape[1] != channels:
+            raise AudioError("unreadable", f"{channels} channels become {block.shape[1]}")
+        yield rate_hz, block
+
+
 def _native_blocks(file: BinaryIO, start_s: float, duration_s: float) -> Iterator[Native]:
     """Decode with libsndfile; with ffmpeg what that does not know, and what follows a damage."""
+    if not file.read(1):
+        raise AudioError("empty", "the file has no bytes")
     num_bytes, seconds = file.seek(0, io.SEEK_END), 0.0
     file.seek(0)
     try:
@@ -167,30 +194,33 @@ def _span(blocks: Iterator[Native], start_s: float, duration_s: float) -> Iterat
             return
 
 
-def _at_one_rate(blocks: Iterator[Native], first_channel: bool) -> Iterator[Samples]:
-    """Take one channel or mix down, and resample; rate and channels may change on the way."""
+def _at_one_rate(blocks: Iterator[Native], new_mix: Callable[[], Mix]) -> Iterator[Samples]:
+    """Mix and resample; rate and channels may change on the way."""
     shape: tuple[int, int] | None = None
-    mix, resampler = _Downmix(), None
+    mix, mixed, resampler = new_mix(), np.zeros(0, np.float32), None
     for rate_hz, block in blocks:
         if rate_hz not in RATES_HZ:
             raise AudioError("unreadable", f"a sampling rate of {rate_hz} Hz")
         if not np.isfinite(block).all():
             raise AudioError("not_finite", "the file has NaN or infinite samples")
-        if shape != (rate_hz, block.shape[1]):
+        changed = shape != (rate_hz, block.shape[1])
+        if changed:
             if resampler is not None:
-                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            shape, mix = (rate_hz, block.shape[1]), _Downmix()
-            resampler = _resampler(rate_hz)
-        mono = np.ascontiguousarray(block[:, 0]) if first_channel else mix(block)
-        yield mono if resampler is None else resampler.resample_chunk(mono)
+                yield resampler.resample_chunk(mixed[:0], last=True)
+            shape, mix = (rate_hz, block.shape[1]), new_mix()
+        mixed = mix(block)
+        if changed:
+            resampler = _resampler(rate_hz, mixed)
+        yield mixed if resampler is None else resampler.resample_chunk(mixed)
     if resampler is not None:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield resampler.resample_chunk(mixed[:0], last=True)
 
 
-def _resampler(rate_hz: int) -> soxr.ResampleStream | None:
+def _resampler(rate_hz: int, mixed: Samples) -> soxr.ResampleStream | None:
     if rate_hz == SAMPLE_RATE_HZ:
         return None
-    return soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+    channels = 1 if mixed.ndim == 1 else mixed.shape[1]
+    return soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, channels, dtype="float32", quality="HQ")
 
 
 class _Downmix:
@@ -208,6 +238,14 @@ class _Downmix:
             if float(np.mean(mean**2)) < 0.01 * powers.max():
                 self._channel = int(powers.argmax())
         return mean if self._channel is None else np.ascontiguousarray(block[:, self._channel])
+
+
+def _first() -> Mix:
+    return lambda block: np.ascontiguousarray(block[:, 0])
+
+
+def _every() -> Mix:
+    return lambda block: block
 
 
 def decode_16k(data: bytes) -> Samples:
@@ -239,16 +277,63 @@ def load(path: str | Path) -> Samples:
     Raises:
         CscError: naming the file and the reason.
     """
+    with _named(path), Path(path).open("rb") as file:
+        samples = _joined(stream(file))
+    _check_sound(path, len(samples), max(samples.max(initial=0), -samples.min(initial=0)))
+    return samples
+
+
+def load_blocks(path: str | Path) -> Iterator[Samples]:
+    """Read a local file as `load` does, block by block.
+
+    Raises:
+        CscError: naming the file and the reason; after the last block, where all of it is too short
+            or silent.
+    """
+    return _blocks(path, stream)
+
+
+def load_channels(path: str | Path) -> Iterator[Samples]:
+    """Read a local file with all of its channels, in blocks `(time, channel)` at SAMPLE_RATE_HZ.
+
+    Raises:
+        CscError: as `load_blocks` does.
+    """
+    return _blocks(path, stream_channels)
+
+
+def seconds_of(path: str | Path) -> float:
+    """Return how long a file says it is, 0 where it does not: to show progress by."""
     try:
-        with Path(path).open("rb") as file:
-            samples = _joined(stream(file))
+        return float(soundfile.info(str(path)).duration)
+    except (RuntimeError, OSError):
+        return 0.0
+
+
+def _blocks(path: str | Path, decode: Callable[[BinaryIO], Iterator[Samples]]) -> Iterator[Samples]:
+    num_samples, peak = 0, 0.0
+    with _named(path), Path(path).open("rb") as file:
+        for block in decode(file):
+            num_samples += len(block)
+            peak = max(peak, float(np.abs(block).max(initial=0)))
+            yield block
+    _check_sound(path, num_samples, peak)
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Name the file in what goes wrong with it."""
+    try:
+        yield
     except AudioError as error:
         raise CscError(f"{path}: {error.reason}: {error.detail}; give another file") from error
     except OSError as error:
         raise CscError(f"{path}: {error.strerror}; check the path") from error
-    seconds = len(samples) / SAMPLE_RATE_HZ
+
+
+def _check_sound(path: str | Path, num_samples: int, peak: float) -> None:
+    seconds = num_samples / SAMPLE_RATE_HZ
     if seconds < MIN_SECONDS:
         raise CscError(f"{path}: too short: {seconds:.2f} s; give at least {MIN_SECONDS} s")
-    if max(samples.max(), -samples.min()) <= 1e-4:
+    if peak <= SILENT_PEAK:
         raise CscError(f"{path}: silent: no sample is above -80 dBFS; give another file")
-    return samples

@@ -1,0 +1,160 @@
+"""Beamforming by masks: an array of microphones, with a model that was trained on single channels.
+
+The model hears one microphone, the reference. What it separates there becomes a mask of time and
+frequency, which is taken for all of them; the mask gives the spatial covariances of a voice and of
+all else, and these the filter of an MVDR beamformer (Souden et al., 2010). Erdogan et al. (2016,
+"Improved MVDR beamforming using single-channel mask prediction networks") have the plan, and UIMVDR
+(arXiv 2406.06310) that such a network needs no array to be trained. The Fourier transform is this
+module's own, whatever front end the model has.
+
+All is computed in double precision: covariances of close microphones are nearly singular.
+"""
+
+import torch
+from torch import Tensor
+
+from csc_model.longform import Hear, Heard
+
+SIZE, HOP = 2048, 512
+"""Samples of the Fourier transform: 128 ms at 16 kHz, into which a room's early echoes fit."""
+
+LOADING = 1e-5
+"""What is added to the diagonal of the noise's covariance, relative to its trace."""
+
+
+def spectrum_of(waveforms: Tensor) -> Tensor:
+    """Return the transform `(..., bin, frame)`, complex128, of waveforms `(..., time)`."""
+    lines = waveforms.double().reshape(-1, waveforms.shape[-1])
+    spectrum = torch.stft(
+        lines,
+        SIZE,
+        HOP,
+        window=_window(lines.device),
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    return spectrum.unflatten(0, waveforms.shape[:-1]) if waveforms.ndim > 1 else spectrum[0]
+
+
+def waveform_of(spectrum: Tensor, num_samples: int) -> Tensor:
+    """Undo `spectrum_of`: `(..., num_samples)` in double precision."""
+    lines = spectrum.reshape(-1, *spectrum.shape[-2:])
+    window = _window(spectrum.device)
+    waveforms = torch.istft(lines, SIZE, HOP, window=window, center=True, length=num_samples)
+    return waveforms.reshape(*spectrum.shape[:-2], num_samples)
+
+
+def _window(device: torch.device) -> Tensor:
+    return torch.hann_window(SIZE, dtype=torch.float64, device=device).sqrt()
+
+
+def ratio_mask(source: Tensor, mixture: Tensor) -> Tensor:
+    """Return the mask `(..., bin, frame)` of a source, |S|^2 / (|S|^2 + |X - S|^2), from spectra.
+
+    Of powers, not of magnitudes: covariances are powers, and what a voice hardly has a part in
+    then hardly counts. Where there is nothing, the mask is 0.
+    """
+    power, rest = _power(source), _power(mixture - source)
+    return torch.where(power > 0, power / (power + rest), 0.0)
+
+
+def _power(spectrum: Tensor) -> Tensor:
+    return torch.view_as_real(spectrum).square().sum(-1)
+
+
+def covariance(spectrum: Tensor, mask: Tensor) -> Tensor:
+    """Return the covariances `(..., bin, mic, mic)` of what a mask lets through.
+
+    `spectrum` is `(mic, bin, frame)`, `mask` `(..., bin, frame)`. They are means over all frames,
+    not over those that the mask lets through: so the energies of bins compare.
+    """
+    by_bin = spectrum.transpose(0, 1)
+    return (mask.unsqueeze(-2) * by_bin) @ by_bin.mH / spectrum.shape[-1]
+
+
+def mvdr(target: Tensor, noise: Tensor, loading: float = LOADING) -> Tensor:
+    """Return the filters `(..., bin, mic, reference)`, one for each reference microphone.
+
+    `target` and `noise` are covariances `(..., bin, mic, mic)`. Column r is that of Souden et al.,
+    `(inv(noise) target / trace(inv(noise) target)) u_r`: it gives the target as microphone r hears
+    it. A bin without noise has white noise instead, one without a target is filtered out. What a
+    microphone is silent in takes no part, and neither its place nor its presence changes the rest.
+    """
+    level = loading * _trace(noise)
+    level = torch.where(level > 0, level, 1.0)
+    eye = torch.eye(noise.shape[-1], dtype=noise.dtype, device=noise.device)
+    ratio = torch.linalg.solve(noise + level[..., None, None] * eye, target)
+    gain = _trace(ratio)
+    filters = ratio / torch.where(gain > 0, gain, 1.0)[..., None, None]
+    return torch.where((gain > 0)[..., None, None], filters, 0.0)
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+
+
+def output_snr_db(filters: Tensor, target: Tensor, noise: Tensor) -> Tensor:
+    """Return the SNR in dB that filters leave, `(..., reference)`; shapes as in `mvdr`.
+
+    The estimate by which Erdogan et al. (2016) choose the reference microphone: the energies of
+    both over all bins, `w^H target w` over `w^H noise w`. From -300 dB, which is no target, to 300.
+    """
+    signal, rest = (
+        (filters.conj() * (matrices @ filters)).real.sum((-3, -2)) for matrices in (target, noise)
+    )
+    ratio = signal / rest.clamp_min(torch.finfo(rest.dtype).tiny)
+    return 10 * ratio.clamp(1e-30, 1e30).log10()
+
+
+def filtered(filters: Tensor, spectrum: Tensor) -> Tensor:
+    """Apply filters `(..., bin, mic)` to `(mic, bin, frame)`: `w^H x`, `(..., bin, frame)`."""
+    return (filters.conj().unsqueeze(-2) @ spectrum.transpose(0, 1)).squeeze(-2)
+
+
+def _covariances(spectrum: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    return covariance(spectrum, masks), covariance(spectrum, 1 - masks)
+
+
+def best_reference(mixture: Tensor, sources: Tensor, heard: int) -> int:
+    """Return the microphone with the best output SNR in dB, in the mean over the sources.
+
+    `sources` `(slot, time)` were separated from microphone `heard` of `mixture` `(mic, time)`.
+    UIMVDR does not choose: it always takes the first.
+    """
+    spectrum = spectrum_of(mixture)
+    target, noise = _covariances(spectrum, ratio_mask(spectrum_of(sources), spectrum[heard]))
+    return int(output_snr_db(mvdr(target, noise), target, noise).mean(0).argmax())
+
+
+def beamform(
+    mixture: Tensor, sources: Tensor, reference: int, floor_db: float | None = None
+) -> Tensor:
+    """Return each source `(slot, time)` as the reference microphone hears it, beamformed.
+
+    `sources` `(slot, time)` were separated from microphone `reference` of `mixture` `(mic, time)`.
+    With `floor_db`, the mask of a source weighs its beam once more, by that gain in dB at least:
+    0 weighs nothing, minus infinity all, as UIMVDR does.
+    """
+    spectrum = spectrum_of(mixture)
+    masks = ratio_mask(spectrum_of(sources), spectrum[reference])
+    beams = filtered(mvdr(*_covariances(spectrum, masks))[..., reference], spectrum)
+    if floor_db is not None:
+        beams = beams * masks.clamp_min(10 ** (floor_db / 20))
+    return waveform_of(beams, mixture.shape[-1])
+
+
+def array_ear(hear: Hear, reference: int, floor_db: float | None = None) -> Hear:
+    """Return what hears windows `(time, mic)`: with it, `longform` takes hours of an array.
+
+    `hear` hears the reference microphone; its sources are beamformed, with covariances of this
+    window alone, as speakers move.
+    """
+
+    def heard(window: Tensor) -> Heard:
+        found = hear(window[:, reference])
+        mixture = window.T.to(found.sources.device)
+        beams = beamform(mixture, found.sources, reference, floor_db)
+        return found._replace(sources=beams.to(found.sources.dtype))
+
+    return heard

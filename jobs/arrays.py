@@ -1,0 +1,171 @@
+"""The voices in a recording of several microphones: `csc beamform`."""
+
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csc_model.beamform import array_ear, best_reference
+from csc_model.longform import Voices, separated, window_samples, window_starts
+from csc_model.model import ACTIVE, CSC, WINDOW_S
+from jobs.console import progress, say
+from jobs.verify import Verifier
+from jobs.voice_files import write_voices
+from pipeline.audio import SILENT_PEAK, load_channels, seconds_of
+from pipeline.errors import CscError
+from pipeline.schema import SAMPLE_RATE_HZ
+from pipeline.storage import Folder
+
+
+class Asked(NamedTuple):
+    """How to beamform."""
+
+    reference: int | None = None  # a microphone, from 0; None is the best
+    floor_db: float | None = None  # of the mask on the beams; None is no mask
+
+
+class Recording(NamedTuple):
+    """The channels of a file on disk, of which no more is in memory than is being heard."""
+
+    samples: Tensor  # (time, mic), at SAMPLE_RATE_HZ
+    live: NDArray[np.bool_]  # (mic,), where there is any sound
+    mapped: mmap.mmap
+
+    def forget(self) -> None:
+        """Let go of the memory of what has been heard; it stays on disk."""
+        self.mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class Spoken(NamedTuple):
+    """Somebody's voice among those of a recording."""
+
+    slot: int
+    probability: float  # that it is theirs, if either was as likely before listening
+
+
+def write_all(model: CSC, path: str, to: Path, asked: Asked) -> list[tuple[Path, float]]:
+    """Write each voice as a WAV file; return its path and how active its slot is.
+
+    Raises:
+        CscError: the file is no recording of an array, or the folder cannot be written to.
+    """
+    folder, names, voices = Folder.at(to), _names(model, path), Voices()
+    with folder.scratch() as scratch:
+        write_voices(folder, names, beams(model, path, scratch, asked, voices))
+    activity = voices.mean()[1][:-1].tolist()
+    return [(to / name, active) for name, active in zip(names, activity, strict=True)]
+
+
+def write_one(verifier: Verifier, path: str, whose: Tensor, to: Path, asked: Asked) -> Spoken:
+    """Write the voice that is nearest to a unit vector `(dim,)` as a WAV file.
+
+    Raises:
+        CscError: as `write_all` does, or nobody speaks in the recording.
+    """
+    folder, names, voices = Folder.at(to.parent), _names(verifier.model, path), Voices()
+    with folder.scratch() as scratch:
+        all_of_them = beams(verifier.model, path, scratch, asked, voices)
+        write_voices(Folder.at(scratch), names, all_of_them)
+        found = nearest(verifier, voices, whose)
+        if found is None:
+            raise CscError(f"{path}: nobody speaks in it, as far as the model can tell")
+        folder.put(to.name, scratch / names[found.slot])
+    return found
+
+
+def _names(model: CSC, path: str) -> list[str]:
+    return [f"{Path(path).stem}-slot-{slot + 1}.wav" for slot in range(model.config.num_slots)]
+
+
+def nearest(verifier: Verifier, voices: Voices, whose: Tensor) -> Spoken | None:
+    """Return which of the active slots is likeliest to be somebody's; None where none is active."""
+    vectors, activity = (found[:-1].cpu() for found in voices.mean())
+    if not (activity >= ACTIVE).any():
+        return None
+    cosines = (vectors @ whose.cpu()).masked_fill(activity < ACTIVE, -torch.inf)
+    score = np.array(float(cosines.max()))
+    return Spoken(int(cosines.argmax()), float(verifier.calibration.probability(score, 0.5)))
+
+
+@torch.inference_mode()
+def beams(model: CSC, path: str, scratch: Path, asked: Asked, voices: Voices) -> Iterator[Tensor]:
+    """Give the voices of an array's recording piece by piece, `(slot, time)`, beamformed.
+
+    `voices` is empty at first; its `mean` are their vectors and activity in the end.
+
+    Raises:
+        CscError: the file is no recording of an array.
+    """
+    window = window_samples(WINDOW_S, model.config.sample_rate_hz)
+    with TemporaryFile(dir=scratch) as file:
+        recording = _recorded(path, file)
+        reference = _reference(model, recording, window, asked.reference)
+        chosen = "the best by its estimated output SNR" if asked.reference is None else "as asked"
+        say(f"{path}: the reference is microphone {reference + 1}, {chosen}")
+        ear = array_ear(model.hear, reference, asked.floor_db)
+        with progress("windows") as advance:
+            for piece in separated(ear, recording.samples, window, voices, advance):
+                recording.forget()
+                yield piece
+
+
+def _recorded(path: str, file: IO[bytes]) -> Recording:
+    """Bring all channels of a recording to disk, as they are to be heard.
+
+    Raises:
+        CscError: it cannot be used, or has fewer than two channels with sound.
+    """
+    peaks, done, total = np.zeros(0, np.float32), 0, seconds_of(path)
+    with progress(f"{Path(path).name}: seconds read") as advance:
+        for block in load_channels(path):
+            if block.shape[1] == 1:
+                raise CscError(f"{path}: one channel is no array: csc separate takes it")
+            found = np.abs(block).max(0, initial=0)
+            peaks = np.maximum(peaks, found) if len(peaks) else found
+            file.write(np.ascontiguousarray(block).data)
+            done += len(block)
+            seconds = done // SAMPLE_RATE_HZ
+            advance(seconds, max(round(total), seconds + 1))
+    file.flush()
+    live = peaks > SILENT_PEAK
+    for silent in np.flatnonzero(~live):
+        say(f"{path}: microphone {silent + 1} is silent and takes no part")
+    if live.sum() < 2:
+        raise CscError(
+            f"{path}: only one of its {len(live)} microphones has any sound: csc separate takes it"
+        )
+    mapped = mmap.mmap(file.fileno(), 0)
+    samples = torch.frombuffer(mapped, dtype=torch.float32).view(-1, len(live))
+    return Recording(samples, live, mapped)
+
+
+def _reference(model: CSC, recording: Recording, window: int, asked: int | None) -> int:
+    """Return the microphone that is asked for, or else the best one of the loudest window.
+
+    One for the whole recording and all voices: beams for different microphones do not go on where
+    the others end.
+
+    Raises:
+        CscError: there is no such microphone, or it is silent.
+    """
+    live: Sequence[int] = np.flatnonzero(recording.live).tolist()
+    if asked is not None:
+        if asked not in live:
+            usable = ", ".join(str(microphone + 1) for microphone in live)
+            raise CscError(f"no sound comes from microphone {asked + 1}: take one of {usable}")
+        return asked
+    loudest, start = -1.0, 0
+    for at in window_starts(len(recording.samples), window):
+        power = float(recording.samples[at : at + window].square().mean())
+        recording.forget()
+        if power > loudest:
+            loudest, start = power, at
+    part = recording.samples[start : start + window]
+    sources = model.hear(part[:, live[0]]).sources
+    return best_reference(part.T.to(sources.device), sources, live[0])
