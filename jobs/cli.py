@@ -1,5 +1,6 @@
 """The command `csc`. Heavy libraries are imported inside of commands: help must come at once."""
 
+import json
 import shlex
 import sys
 import traceback
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli_arrays import beamform
 from jobs.cli_cluster import jobs_app, submit
 from jobs.cli_datasets import check, export, import_app, show
-from jobs.cli_models import compare, lineage, models
+from jobs.cli_models import compare, lineage, models, promote, register
 from jobs.cli_schedule import OVERLAP, ScheduleOption, schedule_app
 from jobs.cli_status import status
+from jobs.cli_store import forget, trials
 from jobs.cli_tryouts import try_app
-from jobs.cli_using import ModelOption, embed, enrol, identify, onnx, separate
+from jobs.cli_using import ModelOption, embed, enrol, extract, identify, onnx, separate
 from jobs.console import LogFormat, as_json, complain, log_as, say
 from jobs.options import (
     ConfigOption,
@@ -173,30 +176,7 @@ def ingest(
             present(summary(run.ingest[1]))
 
 
-@app.command()
-def forget(
-    speaker: Annotated[
-        list[str] | None, typer.Option("--speaker", help="CORPUS/SPEAKER. May be repeated.")
-    ] = None,
-    recording: Annotated[
-        list[str] | None, typer.Option("--recording", help="CORPUS/PATH. May be repeated.")
-    ] = None,
-    config: ConfigOption = "demo",
-    set_: SetOption = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Take a speaker or a recording out of the utterance store, for ever.
-
-    The shards it lies in are written anew without it, and no later ingest reads it again.
-    """
-    if not speaker and not recording:
-        raise typer.BadParameter("name at least one --speaker or --recording")
-    with _run(config, set_, workspace, False) as run:
-        from jobs.forgetting import forget as forget_names
-
-        forget_names(run, speaker or [], recording or [])
-
-
+app.command()(forget)
 _stage_command(
     "build", "Mix utterances into shards of episodes: one speaker under interfering conditions."
 )
@@ -208,7 +188,7 @@ app.command()(export)
 
 app.add_typer(try_app, name="try")
 app.add_typer(schedule_app, name="schedule")
-for command in (embed, separate, enrol, identify, onnx):
+for command in (embed, separate, extract, beamform, enrol, identify, onnx):
     app.command()(command)
 app.command()(models)
 app.command()(compare)
@@ -228,14 +208,38 @@ def train(
         str | None,
         typer.Option("--refine", help="MLflow run whose gradient norms give the schedule."),
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="Train on this one: id of a dataset of the workspace or its beginning, or its "
+            "address. Without it, on the one that csc build makes of the configuration.",
+        ),
+    ] = None,
+    valid_dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--valid-dataset",
+            help="Take valid mixtures from this one, where --dataset has none.",
+        ),
+    ] = None,
     schedule: ScheduleOption = "",
 ) -> None:
     """Train the CSC model; checkpoints let a stopped run go on.
 
     With --refine, the learning rate follows what the gradients of an earlier run speak for, with a
     warm-up and a decay of its own.
+
+    A dataset that csc import made has train mixtures or valid ones, and no recordings to verify
+    anybody by: two are needed, and what separates best is kept. --set train.remix=false takes its
+    mixtures as they are; else each epoch draws other levels. On a cluster: csc submit train --set
+    train.dataset=ID --set train.valid_dataset=ID.
+
+    [bold]csc train --dataset 3f2a --valid-dataset 77c1 --set train.remix=false[/bold]
     """
-    with _run(config, set_, workspace, fresh, refine, schedule=schedule) as run:
+    names = {"dataset": dataset, "valid_dataset": valid_dataset}
+    extra = [f"train.{key}={json.dumps(name)}" for key, name in names.items() if name is not None]
+    with _run(config, [*(set_ or []), *extra], workspace, fresh, refine, schedule=schedule) as run:
         _ = run.train
 
 
@@ -275,79 +279,15 @@ def evaluate(
     with _run(
         config, set_, workspace, fresh, against=against or (), given=given, schedule=schedule
     ) as run:
-        from jobs.console import show
-        from jobs.report import metrics_table
+        from jobs.console import present
+        from jobs.extraction_report import tables
 
-        show(metrics_table(run.evaluate.about))
-
-
-@app.command()
-def trials(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Tab-separated file to write.")],
-    split: Annotated[str, typer.Option("--split", help="test or valid.")] = "test",
-    config: ConfigOption = "demo",
-    set_: SetOption = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Write the trials of a split: who is compared with whom, and what lies over the test.
-
-    By utterance ids of the store, a row for each trial under each condition of evaluate.trials.
-    """
-    with _run(config, set_, workspace, False) as run:
-        from pipeline.shards import read_catalogue
-        from pipeline.storage import Folder
-        from pipeline.trial_tables import table
-        from pipeline.trials import make_trials
-
-        settings = run.config.evaluate.trials
-        made = make_trials(read_catalogue(run.ingest[0]), split, settings, run.config.seed)
-        Folder.at(out.parent).put(out.name, table(made).encode())
-        say(f"{out}: {len(made.target)} trials under {len(made.conditions)} conditions")
-        for name, why in made.skipped.items():
-            say(f"left out: {name}, as {why}")
+        present(tables(run.evaluate.about))
 
 
-@app.command()
-def register(
-    config: ConfigOption = "demo",
-    set_: SetOption = None,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Register the evaluated model in MLflow as the challenger."""
-    with _run(config, set_, workspace, False) as run:
-        _ = run.register
-
-
-@app.command()
-def promote(
-    config: ConfigOption = "demo",
-    set_: SetOption = None,
-    workspace: WorkspaceOption = None,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Make the champion before this one champion again.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the gate says, and change nothing.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Promote also what the gate refuses; say --why.")
-    ] = False,
-    why: Annotated[str, typer.Option("--why", help="Reason that is kept with the version.")] = "",
-) -> None:
-    """Make the challenger champion if it is not worse; exit code 3 if it is refused.
-
-    Challenger and champion are compared on the same trials, paired, with a bootstrap over speakers,
-    on the conditions of promote.guarded. The decision is kept with the version, also a refusal.
-    """
-    if (force or rollback) and not why:
-        raise typer.BadParameter("give a reason with --why")
-    if rollback and (force or dry_run):
-        raise typer.BadParameter("--rollback goes with --why only")
-    with _run(config, set_, workspace, False) as run:
-        if rollback:
-            run.rollback(why)
-        elif not run.promoted(forced=why if force else "", dry_run=dry_run).promoted:
-            raise typer.Exit(3)
+app.command()(trials)
+app.command()(register)
+app.command()(promote)
 
 
 @app.command()

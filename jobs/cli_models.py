@@ -1,4 +1,4 @@
-"""Commands about the registry: what is there, how two versions compare, where one comes from."""
+"""Commands about the registry: registration, promotion, and what is known of versions."""
 
 from typing import Annotated
 
@@ -62,3 +62,48 @@ def lineage(
     registry = registry_of(configured(config, set_, workspace))
     for line in lines(registry, registry.version(version)):
         say(line)
+
+
+def register(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Register the evaluated model in MLflow as the challenger."""
+    from jobs.run import Run
+
+    with interruptible(), Run(configured(config, set_, workspace)) as run:
+        _ = run.register
+
+
+def promote(
+    config: ConfigOption = "demo",
+    set_: SetOption = None,
+    workspace: WorkspaceOption = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Make the champion before this one champion again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the gate says, and change nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote also what the gate refuses; say --why.")
+    ] = False,
+    why: Annotated[str, typer.Option("--why", help="Reason that is kept with the version.")] = "",
+) -> None:
+    """Make the challenger champion if it is not worse; exit code 3 if it is refused.
+
+    Challenger and champion are compared on the same trials, paired, with a bootstrap over speakers,
+    on the conditions of promote.guarded. The decision is kept with the version, also a refusal.
+    """
+    if (force or rollback) and not why:
+        raise typer.BadParameter("give a reason with --why")
+    if rollback and (force or dry_run):
+        raise typer.BadParameter("--rollback goes with --why only")
+    from jobs.run import Run
+
+    with interruptible(), Run(configured(config, set_, workspace)) as run:
+        if rollback:
+            run.rollback(why)
+        elif not run.promoted(forced=why if force else "", dry_run=dry_run).promoted:
+            raise typer.Exit(3)

@@ -63,6 +63,18 @@ def _mlflow_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _apart_from(error_code: str) -> Iterator[None]:
+    """Let one of MLflow's refusals pass."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != error_code:
+            raise
+
+
 class Registry:
     """MLflow's tracking store and model registry at one address."""
 
@@ -85,10 +97,11 @@ class Registry:
         tags = {
             MODEL_ID: model_id,
             DATASET: dataset["id"],
-            STORE: dataset["store"],
             "csc.variant": VARIANT,
             "csc.config": config_hash(resolved),
         }
+        if dataset["store"] is not None:  # it was not imported
+            tags[STORE] = dataset["store"]
         with _mlflow_errors(self.uri):
             run = self._client.create_run(self._experiment(), tags=tags, run_name=f"csc-{model_id}")
             run_id = str(run.info.run_id)
@@ -228,53 +241,50 @@ class Registry:
     def promotion(self) -> Iterator[None]:
         """Keep others from moving the champion: MLflow itself lets the last writer win.
 
-        What it does guard is that a registered model's name is made once: an empty one of the name
-        `MODEL.promotion` stands for as long as somebody promotes, ten minutes at most.
+        What it does guard is that the numbers of a model's versions are given one by one, and none
+        again after its version was deleted. So versions of a model `MODEL.promotion` are tickets:
+        who has the lowest number promotes, ten minutes at most, and deletes it in the end.
 
         Raises:
             CscError: somebody else is promoting.
         """
-        name = f"{self.model}{LOCK}"
         with _mlflow_errors(self.uri):
-            if not self._made(name) and not (self._stale(name) and self._made(name)):
+            ticket = self._ticket()
+        try:
+            with _mlflow_errors(self.uri):
+                self._go_first(ticket)
+            yield
+        finally:
+            with _mlflow_errors(self.uri):
+                self._drop(ticket)
+
+    def _ticket(self) -> Any:
+        """Take the next ticket; whoever has a lower one has had it from before."""
+        name = f"{self.model}{LOCK}"
+        with _apart_from("RESOURCE_ALREADY_EXISTS"):
+            about = f"No models: tickets of those who are promoting a version of {self.model}."
+            self._client.create_registered_model(name, description=about)
+        return self._client.create_model_version(name, source="ticket:/promotion")
+
+    def _go_first(self, ticket: Any) -> None:
+        """Go on only if no lower ticket is held, and remove those of who was killed.
+
+        Its age is by the clock of the server, which dated both. A number stands for one holder for
+        ever, so that whatever others remove at the same time, it is no newer one's.
+        """
+        for other in self._client.search_model_versions(f"name = '{ticket.name}'"):
+            if int(other.version) >= int(ticket.version):
+                continue
+            if ticket.creation_timestamp - other.creation_timestamp <= 1000 * LOCK_S:
                 raise CscError(
                     f"somebody else is promoting a version of {self.model}: look at csc models, "
                     "and run again"
                 )
-        try:
-            yield
-        finally:
-            with _mlflow_errors(self.uri):
-                self._client.delete_registered_model(name)
+            self._drop(other)
 
-    def _made(self, name: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_ALREADY_EXISTS":
-                return False
-            raise
-        return True
-
-    def _stale(self, name: str) -> bool:
-        """Remove the lock of a promotion that was killed, and tell if that was one.
-
-        Its age is by the clock of the server, which dates an update as it dated the lock.
-        """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            lock = self._client.update_registered_model(name, "somebody promotes a version")
-            age_ms = lock.last_updated_timestamp - lock.creation_timestamp
-            if age_ms > 1000 * LOCK_S:
-                self._client.delete_registered_model(name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # it has just been let go of
-                return True
-            raise
-        return age_ms > 1000 * LOCK_S
+    def _drop(self, ticket: Any) -> None:
+        with _apart_from("RESOURCE_DOES_NOT_EXIST"):  # others have removed it
+            self._client.delete_model_version(ticket.name, ticket.version)
 
     def tag(self, version: Version, tags: dict[str, str]) -> None:
         """Set tags of a version."""

@@ -146,6 +146,15 @@ def _build(config: Config, held: Held, store: Index) -> tuple[Standing, Index]:
 def _train(
     config: Config, held: Held, dataset: Index, registry: Registry | None
 ) -> tuple[Standing, Index]:
+    differs: list[str | None] = []
+    if config.train.dataset is not None:
+        from jobs.training_data import named
+
+        try:
+            data, config = named(config)
+        except CscError as error:
+            return Standing("train", "", "unknown", str(error)), None
+        dataset, differs = data.dataset.read_json(INDEX), data.differs
     if dataset is None:
         return Standing("train"), None
     from jobs.finetune import pinned
@@ -158,7 +167,7 @@ def _train(
             config = pinned(config, registry)
         except CscError as error:
             return Standing("train", "", "unknown", str(error)), None
-    name = model_id(dataset, config)
+    name = model_id(dataset, config, differs)
     index = held.index("train", name)
     if index is not None:
         return Standing("train", name, "done", f"{index['steps']} steps"), index

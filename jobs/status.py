@@ -17,6 +17,7 @@ from jobs.activity import NEWEST, Activity, activities
 from jobs.config import Config
 from jobs.registry import CHALLENGER, CHAMPION, Registry
 from jobs.standing import Held, Standing, standings
+from jobs.summary import eer_by_condition
 from jobs.workspace import Workspace, registry_of
 from pipeline.errors import CscError
 from pipeline.storage import READS_AT_ONCE
@@ -151,9 +152,8 @@ def _of_model(index: Mapping[str, Any]) -> Figures:
 
 
 def _of_evaluation(index: Mapping[str, Any]) -> Figures:
-    ours = index["results"][0]["system"]
-    rows = (row for row in index["results"] if row["system"] == ours)
-    return {f"eer.{row['condition']}": row["eer"]["value"] for row in rows} | {
+    rates = eer_by_condition(index["results"])
+    return {f"eer.{condition}": rate for condition, rate in rates.items()} | {
         "model": index["model"]
     }
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
+from jobs.summary import eer_by_condition
+
 
 class Metric(NamedTuple):
     """What a metric is, and what tells its series apart."""
@@ -82,8 +84,6 @@ def trained(run: str, line: Mapping[str, float]) -> None:
 
 
 def evaluated(run: str, index: Mapping[str, Any]) -> None:
-    """Tell error rates on the test trials, given the index of an evaluation: its first system's."""
-    ours = index["results"][0]["system"]
-    for row in index["results"]:
-        if row["system"] == ours:
-            emit("csc_test_eer", row["eer"]["value"], run=run, condition=row["condition"])
+    """Tell a model's error rates on the test trials, given the index of its evaluation."""
+    for condition, rate in eer_by_condition(index["results"]).items():
+        emit("csc_test_eer", rate, run=run, condition=condition)

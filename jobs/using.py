@@ -1,11 +1,8 @@
 """A registered model at work on files: embed, separate, enrol, identify."""
 
 import io
-import wave
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +13,17 @@ import torch
 
 from csc_model.longform import Voices
 from csc_model.model import ACTIVE, CSC
-from jobs.console import progress
+from jobs.console import progress, say
 from jobs.listening import listen
 from jobs.scoring import enrol as enrol_vector
 from jobs.verify import Verifier
-from pipeline.audio import load, to_pcm
+from jobs.voice_files import write_voices
+from pipeline.audio import load
 from pipeline.errors import CscError
-from pipeline.schema import SAMPLE_RATE_HZ, content_id
-from pipeline.storage import Folder, explained
+from pipeline.schema import content_id
+from pipeline.storage import Folder
+from pipeline.updates import update
 
-SAMPLES_AT_ONCE = 1 << 20
 GALLERY = pa.schema(
     [
         ("name", pa.string()),
@@ -99,33 +97,18 @@ def write_embeddings(table: pa.Table, to: Path) -> None:
     Folder.at(to.parent).put(to.name, data)
 
 
-def separate_file(model: CSC, path: str, to: Path) -> Iterator[tuple[Path, float]]:
-    """Write each voice of a mixture as a WAV file; give its path and how active its slot is.
-
-    Voices are at their level in the mixture, at 16 kHz in 16 bits; one that would clip there makes
-    all of them quieter.
+def separate_file(model: CSC, path: str, to: Path) -> list[tuple[Path, float]]:
+    """Write each voice of a mixture as a WAV file; return its path and how active its slot is.
 
     Raises:
         CscError: the file cannot be used, or the folder cannot be written to.
     """
-    samples, voices, peak = torch.from_numpy(load(path)), Voices(), 1.0
-    folder = Folder.at(to)
-    with folder.scratch() as scratch, TemporaryFile(dir=scratch) as file:
-        with progress("windows") as advance:
-            for piece in model.separated(samples, voices, on_progress=advance):
-                peak = max(peak, float(piece.abs().max()))
-                file.write(piece.T.cpu().numpy().tobytes())
-        activity = voices.mean()[1][:-1].tolist()
-        for slot, active in enumerate(activity):
-            name = f"{Path(path).stem}-slot-{slot + 1}.wav"
-            file.seek(0)
-            with wave.open(str(scratch / name), "wb") as voice:
-                voice.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
-                while block := file.read(4 * len(activity) * SAMPLES_AT_ONCE):
-                    sources = np.frombuffer(block, np.float32).reshape(-1, len(activity))
-                    voice.writeframes(to_pcm(sources[:, slot] / peak).tobytes())
-            folder.put(name, scratch / name)
-            yield to / name, active
+    samples, voices = torch.from_numpy(load(path)), Voices()
+    names = [f"{Path(path).stem}-slot-{slot + 1}.wav" for slot in range(model.config.num_slots)]
+    with progress("windows") as advance:
+        write_voices(Folder.at(to), names, model.separated(samples, voices, on_progress=advance))
+    activity = voices.mean()[1][:-1].tolist()
+    return [(to / name, active) for name, active in zip(names, activity, strict=True)]
 
 
 class Gallery:
@@ -133,7 +116,7 @@ class Gallery:
 
     def __init__(self, path: Path) -> None:
         self.folder, self.name = Folder.at(path.parent), path.name
-        self.path = path
+        self.path = self.folder.path(self.name)
 
     def read(self) -> pa.Table:
         """Return who is enrolled.
@@ -141,11 +124,14 @@ class Gallery:
         Raises:
             CscError: the file is no gallery.
         """
-        if not self.folder.exists(self.name):
+        there = self.folder.exists(self.name)
+        return self._people(self.folder.read(self.name) if there else None)
+
+    def _people(self, data: bytes | None) -> pa.Table:
+        if data is None:
             return GALLERY.empty_table()
         try:
-            table = pq.read_table(io.BytesIO(self.folder.read(self.name)))
-            people = table.select(GALLERY.names).cast(GALLERY)
+            people = pq.read_table(io.BytesIO(data)).select(GALLERY.names).cast(GALLERY)
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise CscError(f"{self.path} is no gallery ({error}): give another --gallery") from None
         if any(column.null_count for column in people.columns):
@@ -161,29 +147,28 @@ class Gallery:
         return self.put(row)
 
     def put(self, row: Mapping[str, Any]) -> bool:
-        """Put somebody's row in place of the one that was there; tell if there was."""
-        with self._alone():
-            table = self.read()
+        """Put somebody's row in place of the one that was there; tell if there was.
+
+        Nobody is lost whom others enrol at the same time; where the store cannot see to that, it
+        is said.
+        """
+        was_there = False
+
+        def changed(data: bytes | None) -> bytes:
+            nonlocal was_there
+            table = self._people(data)
             kept = table.filter(pc.not_equal(table["name"], row["name"]))
+            was_there = len(kept) < len(table)
             sink = io.BytesIO()
             pq.write_table(pa.concat_tables([kept, pa.Table.from_pylist([row], GALLERY)]), sink)
-            self.folder.put(self.name, sink.getvalue())
-        return len(kept) < len(table)
+            return sink.getvalue()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Wait until nobody else is between reading and writing it (local galleries only)."""
-        if not self.folder.is_local:
-            yield
-            return
-        import fcntl
-
-        path = Path(self.folder.uri) / f".{self.name}.lock"
-        with ExitStack() as held:
-            with explained("write", str(path)):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fcntl.flock(held.enter_context(path.open("w")), fcntl.LOCK_EX)
-            yield
+        if not update(self.folder, self.name, changed):
+            say(
+                f"{self.folder.uri} does not write on a condition: whom others enrolled in "
+                f"{self.name} in this moment may be lost; let one enrol at a time"
+            )
+        return was_there
 
     def identify(self, verifier: Verifier, path: str, prior: float) -> list["Match"]:
         """Return everybody with how probably they are heard in a file, the likeliest first.

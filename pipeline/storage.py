@@ -3,7 +3,7 @@
 Small objects and listings go through fsspec (s3fs for `s3://`), large shards are read through
 Arrow's own file systems, which map local files and read ranges from S3. Credentials come from where
 the AWS tools look for them; `AWS_ENDPOINT_URL` is honoured by both. What a remote store refuses for
-the moment (500, 503, a cut connection) is asked for again with growing pauses.
+the moment is asked for again.
 """
 
 import errno
@@ -23,38 +23,31 @@ from typing import Any, NamedTuple, Self, TypeVar
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
-import tenacity
-from aiohttp import ClientError as ConnectionLost
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
 
 from pipeline.errors import CscError
+from pipeline.refusals import (
+    CHANGED,
+    FAILURES,
+    FINAL,
+    UNKNOWN,
+    code_of,
+    explained,
+    of_one_file,
+    patiently,
+)
 
-PATIENCE_S = 60.0  # how long a remote store may refuse before it counts as down
 ARROW_ATTEMPTS = 10
-FEWEST_ATTEMPTS = 3  # even where each of them takes longer than that
 READS_AT_ONCE = 16
 PART = ".part-"
-FINAL = (
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ParamValidationError,
-)
-FAILURES = (OSError, BotoCoreError, ClientError, ConnectionLost)
 T = TypeVar("T")
 
 
 class OutsideError(CscError):
     """A name leads out of its folder."""
+
+
+class UnconditionalError(CscError):
+    """A store does not write on a condition."""
 
 
 class File(NamedTuple):
@@ -63,37 +56,6 @@ class File(NamedTuple):
     name: str
     num_bytes: int
     version: str  # the object's ETag, or when the local file was written
-
-
-@contextmanager
-def explained(action: str, uri: str) -> Iterator[None]:
-    """Turn the operating system's errors into messages that say what to do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise CscError(f"cannot {action} {uri}: it does not exist; check the path") from error
-    except ImportError as error:
-        raise CscError(f"cannot {action} {uri}: {error}; install it") from error
-    except FAILURES as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise CscError(
-            f"cannot {action} {uri}: {reason}; check the address, free space and permissions, "
-            "then run again"
-        ) from error
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Ask a remote store again as long as what it says may pass."""
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(
-            lambda error: isinstance(error, FAILURES) and not isinstance(error, FINAL)
-        ),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
-        stop=tenacity.stop_all(
-            tenacity.stop_after_delay(PATIENCE_S), tenacity.stop_after_attempt(FEWEST_ATTEMPTS)
-        ),
-        reraise=True,
-    )(call)
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -131,6 +93,8 @@ class Folder:
     def at(cls, uri: str | Path) -> Self:
         """Return the folder at a local path (made absolute) or a `scheme://` address."""
         text = str(uri)
+        if isinstance(uri, Path):  # has made one slash of the two in an address
+            text = re.sub(r"^([a-z0-9]{2,}):/", r"\1://", text)
         if re.match(r"^[a-z0-9]+://", text):
             return cls(text.rstrip("/"))
         return cls(str(Path(text).expanduser().absolute()))
@@ -171,7 +135,7 @@ class Folder:
         """Do something with a file by its path, patiently where it is remote."""
         path = self.path(name)
         with explained(action, path):
-            return call(path) if self.is_local else _patiently(lambda: call(path))
+            return call(path) if self.is_local else patiently(lambda: call(path))
 
     def exists(self, name: str) -> bool:
         return bool(self._ask("look for", name, self._fs.exists))
@@ -205,7 +169,7 @@ class Folder:
         try:
             self._ask("read", name, lambda path: self._fs.get_file(path, str(into)))
         except CscError as error:
-            if isinstance(error.__cause__, FINAL) and _of_one_file(error.__cause__):
+            if isinstance(error.__cause__, FINAL) and of_one_file(error.__cause__):
                 raise error.__cause__ from None
             raise
         return into
@@ -221,6 +185,41 @@ class Folder:
             self._ask("write", name, lambda path: self._fs.pipe_file(path, data))
         else:
             self._ask("write", name, lambda path: _replace(Path(path), data))
+
+    def version(self, name: str) -> str | None:
+        """Return what is another when a file is changed, or None where there is none."""
+
+        def look(path: str) -> str | None:
+            try:
+                return _version(self._fs.info(path)) or None
+            except FileNotFoundError:
+                return None
+
+        return self._ask("look for", name, look)
+
+    def replace(self, name: str, data: bytes, version: str | None) -> bool:
+        """Write a file if it still is of a version, or None if there is none; tell if it was.
+
+        Raises:
+            UnconditionalError: that can be asked of S3 only, and not of every store that speaks it.
+        """
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
+
+        def attempt(path: str) -> bool:
+            try:
+                self._fs.pipe_file(path, data, chunksize=1 + len(data), **condition)  # in one piece
+            except FAILURES as error:
+                if code_of(error) in CHANGED:
+                    return False
+                if code_of(error) in UNKNOWN:
+                    raise refused from error
+                raise
+            return True
+
+        refused = UnconditionalError(f"{self.uri} writes on no condition: use another store")
+        if not self.uri.startswith("s3://"):
+            raise refused
+        return self._ask("write", name, attempt)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -275,15 +274,6 @@ class Folder:
         self.remove_file(first)
         if self.exists(""):
             self._ask("remove", "", lambda path: self._fs.rm(path, recursive=True))
-
-
-def _of_one_file(error: BaseException) -> bool:
-    """Tell a file that is not to be had from credentials that open nothing."""
-    refusal = error.__cause__
-    if isinstance(error, PermissionError) and isinstance(refusal, ClientError):
-        code = refusal.response.get("Error", {}).get("Code", "")
-        return code in ("AccessDenied", "InvalidObjectState", "403")
-    return isinstance(error, FileNotFoundError | PermissionError)
 
 
 def _readable(name: str) -> str:

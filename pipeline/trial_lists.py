@@ -15,12 +15,12 @@ from pipeline.speech import active_level_dbfs
 from pipeline.strangers import Runs, draw_strangers
 from pipeline.trials import (
     MAX_RIVALS,
-    MIN_SPEAKERS,
     NONE,
     TrialConfig,
     Trials,
     possible,
 )
+from pipeline.voices import MIN_SPEAKERS
 
 FOLDERS, TARGETS = "first folders", "target trials"  # what may tell who speaks in a file
 

@@ -20,12 +20,12 @@ from pipeline.strangers import Places
 from pipeline.trials import (
     CLEAN,
     MAX_RIVALS,
-    MIN_SPEAKERS,
     NONE,
     Condition,
     TrialConfig,
     Trials,
 )
+from pipeline.voices import MIN_SPEAKERS
 
 COLUMNS = (
     "condition",

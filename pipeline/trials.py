@@ -7,7 +7,6 @@ but the condition two error rates.
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +18,11 @@ from pydantic import Field, field_validator
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
 from pipeline.schema import Strict, config_hash
-from pipeline.strangers import Places, Runs, draw_strangers
+from pipeline.strangers import Places
+from pipeline.voices import Voices
 
 TRIALS_VERSION = 3
 SIDES_VERSION = 1  # of how test sides are rendered
-MIN_SPEAKERS = 5  # fewer give no interval
 MAX_RIVALS = 2
 CLEAN = "clean"
 NONE = -1
@@ -197,16 +196,17 @@ def trials_of(
     seed: int,
 ) -> Trials:
     """Make the trials of utterances that are sorted by speaker; see `make_trials`."""
-    voices = _Voices.of(utterances, split, config.enrolment_utterances)
+    voices = Voices.of(utterances, split, config.enrolment_utterances)
     kinds = {"noise": len(noises), "room": len(rooms)}
     conditions, skipped = possible(config.conditions, kinds, f"split {split!r}")
     rivals, over, compared = [], [], []
     for test in range(len(utterances)):
         draws = Draws(stream_key(seed, "trials", split), test)
-        rivals.append(voices.rivals(test, draws))
+        rivals.append(voices.rivals(test, MAX_RIVALS, draws))
         over.append([draws.below(count) if count else NONE for count in kinds.values()])
         own = voices.own(test)
-        others = voices.others(test, rivals[-1], draws, config) if len(own) else own
+        most, share = config.nontargets_per_test, config.same_gender_share
+        others = voices.others(test, rivals[-1], most, share, draws) if len(own) else own
         compared.append(np.concatenate([own, others]) if len(others) else others)
     enrolment = np.concatenate(compared)
     if not len(enrolment):
@@ -246,77 +246,6 @@ def possible(
             if is_needed and not kinds[kind]:
                 skipped[name] = f"{where} has no {kind}"
     return {name: its for name, its in conditions.items() if name not in skipped}, skipped
-
-
-class _Voices(NamedTuple):
-    """Who speaks, as trials are drawn from."""
-
-    speaker: Places  # (utterance,), a number, ascending
-    session: NDArray[np.object_]  # (utterance,)
-    gender: NDArray[np.object_]  # (utterance,), empty where unknown
-    enrolled: Places  # (enrolment, utterance), by speaker
-    utterances: Runs
-    enrolments: Runs
-    pools: dict[str, tuple[Places, Places]]  # by gender: enrolments of it, and all others
-
-    @classmethod
-    def of(cls, utterances: pa.Table, split: str, together: int) -> "_Voices":
-        names, gender, session = (
-            np.asarray(utterances[name].to_pylist(), dtype=object)
-            for name in ("speaker_id", "gender", "session_id")
-        )
-        distinct, speaker, count = np.unique(names, return_inverse=True, return_counts=True)
-        if len(distinct) < MIN_SPEAKERS or max(count) < 1 + together:
-            raise CscError(
-                f"split {split!r} has {len(distinct)} speaker(s); trials need {MIN_SPEAKERS}, one "
-                f"of them with {1 + together} utterances: add recordings, or raise its share in "
-                "ingest.splits"
-            )
-        runs = Runs.of(speaker)
-        groups = [
-            range(first, first + together)
-            for start, stop in pairwise(runs.first.tolist())
-            for first in range(start, stop - together + 1, together)
-        ]
-        enrolled = np.array(groups, np.int64)
-        of_gender = gender[enrolled[:, 0]]
-        alike = {name: (of_gender == name) & (name != "") for name in set(gender)}
-        return cls(
-            speaker,
-            session,
-            gender,
-            enrolled,
-            runs,
-            Runs(np.searchsorted(speaker[enrolled[:, 0]], np.arange(len(distinct) + 1))),
-            {name: (np.flatnonzero(same), np.flatnonzero(~same)) for name, same in alike.items()},
-        )
-
-    def rivals(self, test: int, draws: Draws) -> list[int]:
-        """Draw utterances of MAX_RIVALS different speakers who are not the test's."""
-        known = [self.speaker[test]]
-        return draw_strangers(self.utterances, self.speaker, known, MAX_RIVALS, draws)
-
-    def own(self, test: int) -> Places:
-        """Return the same speaker's enrolments, of other sessions where there are any."""
-        speaker = self.speaker[test]
-        mine = np.arange(*self.enrolments.first[[speaker, speaker + 1]])
-        mine = mine[~(self.enrolled[mine] == test).any(1)]
-        apart = (self.session[self.enrolled[mine]] != self.session[test]).all(1)
-        return mine[apart] if apart.any() else mine
-
-    def others(self, test: int, rivals: list[int], draws: Draws, config: TrialConfig) -> Places:
-        """Draw enrolments of speakers who are not heard in the test side, of both genders."""
-        heard = self.speaker[[test, *rivals]].tolist()
-        pools = self.pools[self.gender[test]]
-        same, rest = (self.enrolments.without(heard, among=pool) for pool in pools)
-        count = min(same.many + rest.many, config.nontargets_per_test)
-        share = config.same_gender_share if same.many else 0.0
-        few = max(count - rest.many, min(same.many, round(share * count)))
-        chosen = [
-            pool[left.nth(np.array(draws.distinct(left.many, some), np.int64))]
-            for pool, left, some in zip(pools, (same, rest), (few, count - few), strict=True)
-        ]
-        return np.sort(np.concatenate(chosen))
 
 
 def _first_of_each(keys: list[str], most: int) -> list[int]:

@@ -5,6 +5,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from s3fs import S3FileSystem
 from werkzeug.serving import make_server
 
-from pipeline import storage
+from jobs.using import Gallery
+from pipeline import refusals
 from pipeline.corpora import CorpusConfig, IngestConfig
 from pipeline.errors import CscError
 from pipeline.plan import latest
 from pipeline.shards import read_catalogue
-from pipeline.storage import Folder
+from pipeline.storage import Folder, UnconditionalError
 from tests.conftest import make_store, shard_hashes, write_corpus
 
 START = Callable[..., Any]
@@ -27,12 +30,16 @@ ERRORS = {"500 Internal Server Error": "InternalError", "503 Service Unavailable
 
 
 class Flaky:
-    """A WSGI application around moto that fails a share of the requests in every way S3 does."""
+    """A WSGI application around moto that fails a share of the requests in every way S3 does.
+
+    Writes come one by one: moto looks at their conditions before, where S3 does both at once.
+    """
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._draws, self._lock = random.Random(7), threading.Lock()
-        self.share, self.denied, self.down = 0.0, "", False
+        self._writes = threading.Lock()
+        self.share, self.denied, self.down, self.conditions = 0.0, "", False, True
         self.faults: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start: START) -> Iterable[bytes]:
@@ -43,16 +50,22 @@ class Flaky:
             return self._refuse(start, "403 Forbidden", "AccessDenied")
         if self.down:
             return self._refuse(start, "503 Service Unavailable", "SlowDown")
+        if not self.conditions and {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & environ.keys():
+            return self._refuse(start, "501 Not Implemented", "NotImplemented")
         if not how:
-            return self._moto(environ, start)
+            return self._answer(environ, start)
         self.faults.append(how)
         if how in ERRORS:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             return self._refuse(start, how, ERRORS[how])
         if how == "slow":
             time.sleep(0.3)
+            return self._answer(environ, start)
+        return self._cut(self._answer(environ, start))
+
+    def _answer(self, environ: dict[str, Any], start: START) -> Iterable[bytes]:
+        with self._writes if environ["REQUEST_METHOD"] == "PUT" else nullcontext():
             return self._moto(environ, start)
-        return self._cut(self._moto(environ, start))
 
     def _refuse(self, start: START, status: str, code: str) -> Iterable[bytes]:
         start(status, [("Content-Type", "application/xml")])
@@ -85,7 +98,8 @@ def server() -> Iterator[Flaky]:
 @pytest.fixture
 def flaky(server: Flaky) -> Iterator[Flaky]:
     yield server
-    server.share, server.denied, server.down, server.faults = 0.0, "", False, []
+    server.share, server.denied, server.down, server.conditions = 0.0, "", False, True
+    server.faults.clear()
 
 
 def config_of(root: object) -> IngestConfig:
@@ -123,7 +137,7 @@ def test_a_bucket_gives_what_a_disk_gives_also_when_every_fifth_request_fails(
 def test_an_outage_stops_clean_and_the_next_call_goes_on(
     flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(refusals, "PATIENCE_S", 0.5)
     local = write_corpus(tmp_path / "c", 1, 2)
     config = config_of(uploaded(local, f"s3://wild/{tmp_path.name}/corpus"))
 
@@ -180,3 +194,69 @@ def test_an_object_that_is_denied_or_gone_costs_only_itself(flaky: Flaky, tmp_pa
     assert counted["changes"]["changed"] == 1
     assert counted["changes"]["gone"] == 1
     assert "changed" not in counted["rejected"]
+
+
+def enrolled_at_once(gallery: Gallery, many: int, each: int) -> list[bool]:
+    """Have several enrol people at the same time; return of whom it was said they were there."""
+    ready = threading.Barrier(many)
+
+    def enrol(who: int) -> list[bool]:
+        ready.wait()
+        return [gallery.put(someone(f"{who}-{number}")) for number in range(each)]
+
+    with ThreadPoolExecutor(many) as pool:
+        return [was_there for told in pool.map(enrol, range(many)) for was_there in told]
+
+
+def someone(name: str, at: float = 1.0) -> dict[str, Any]:
+    return {"name": name, "model": "m", "files": ["f"], "vector": [at]}
+
+
+def names_in(gallery: Gallery) -> set[str]:
+    return set(gallery.read()["name"].to_pylist())
+
+
+def test_of_those_who_enrol_at_once_in_a_bucket_nobody_is_lost(
+    flaky: Flaky, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gallery = Gallery(Path(f"s3://wild/{tmp_path.name}/people.parquet"))
+    assert not any(enrolled_at_once(gallery, 6, 3))
+    assert names_in(gallery) == {f"{who}-{number}" for who in range(6) for number in range(3)}
+    assert gallery.put(someone("0-0", at=2.0))
+    assert len(gallery.read()) == 18
+    flaky.share = 0.2  # also where the answer to a write is lost
+    again = Gallery(Path(f"s3://wild/{tmp_path.name}/again.parquet"))
+    enrolled_at_once(again, 3, 3)
+    assert flaky.faults
+    assert names_in(again) == {f"{who}-{number}" for who in range(3) for number in range(3)}
+    assert len(again.read()) == 9
+    assert capsys.readouterr().out == ""
+
+
+def test_where_a_store_knows_no_conditions_people_are_enrolled_and_the_risk_is_said(
+    flaky: Flaky, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flaky.conditions = False
+    folder = Folder.at(f"s3://wild/{tmp_path.name}")
+    gallery = Gallery(Path(f"s3://wild/{tmp_path.name}/people.parquet"))
+    for name in "ab":
+        assert not gallery.put(someone(name))
+    assert names_in(gallery) == {"a", "b"}
+    assert capsys.readouterr().out.count("does not write on a condition") == 2
+    with pytest.raises(UnconditionalError, match="use another store"):
+        folder.replace("people.parquet", b"", folder.version("people.parquet"))
+
+
+def test_a_file_is_replaced_only_as_it_was_read(flaky: Flaky, tmp_path: Path) -> None:
+    folder = Folder.at(f"s3://wild/{tmp_path.name}")
+    assert folder.version("a") is None
+    assert folder.replace("a", b"first", None)
+    assert not folder.replace("a", b"another first", None)
+    first = folder.version("a")
+    assert folder.replace("a", b"second", first)
+    assert not folder.replace("a", b"third", first)
+    assert folder.read("a") == b"second"
+    second = folder.version("a")
+    folder.remove_file("a")
+    assert not folder.replace("a", b"third", second)
+    assert not folder.exists("a")

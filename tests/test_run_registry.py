@@ -2,9 +2,11 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from jobs.finetune import MODEL_FILES, SPEAKERS_FILE
 from jobs.lineage import flag_forgotten, lines
 from jobs.promote import Decision, differences, promote, rollback
 from jobs.register import register
-from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, LOCK, LOCK_S, STORE, Version
+from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, LOCK, LOCK_S, STORE, Registry, Version
 from jobs.train import Trained
 from pipeline.errors import CscError
 from pipeline.shards import encode
@@ -153,6 +155,49 @@ def test_of_two_promotions_one_wins_and_the_other_is_told(workspace: Path) -> No
         pass
 
 
+def killed(registry: Registry) -> None:
+    """Leave what a promotion leaves that was killed."""
+    name = f"{registry.model}{LOCK}"
+    registry._client.create_model_version(name, source="ticket:/promotion")
+
+
+def test_of_many_who_find_a_killed_promotion_one_at_a_time_goes_on(workspace: Path) -> None:
+    registry, many, rounds = registry_of(workspace), 6, 4
+    inside: list[int] = []
+    together, told = [], []  # how many were inside whenever somebody came in; how each ended
+    start = threading.Barrier(many)
+
+    def contend(who: int) -> None:
+        start.wait()
+        try:
+            with registry.promotion():
+                inside.append(who)
+                together.append(len(inside))
+                time.sleep(0.02)
+                inside.remove(who)
+            told.append("promoted")
+        except CscError as error:
+            told.append(str(error))
+
+    with registry.promotion():
+        pass
+    for round_ in range(rounds):
+        killed(registry)
+        with sqlite3.connect(workspace / "mlflow.db") as database:
+            database.execute(
+                "UPDATE model_versions SET creation_time = creation_time - ? WHERE name = ?",
+                (1000 * (LOCK_S + 60), f"{registry.model}{LOCK}"),
+            )
+        with ThreadPoolExecutor(many) as pool:
+            list(pool.map(contend, range(many)))
+        assert len(told) == many * (round_ + 1)
+        assert "promoted" in told[-many:]
+    assert set(together) == {1}
+    assert len(together) == told.count("promoted")
+    with registry.promotion():  # nobody has left anything in the way
+        pass
+
+
 def test_a_lock_grows_old_by_the_clock_that_dated_it(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +215,7 @@ def test_a_lock_grows_old_by_the_clock_that_dated_it(
         registry.promotion(),
     ):
         pass
-    registry._client.create_registered_model(f"{registry.model}{LOCK}")  # and was killed
+    killed(registry)
     behind_ms -= 1000 * (LOCK_S - 5)
     with pytest.raises(CscError, match="somebody else is promoting"), registry.promotion():
         pass

@@ -85,7 +85,7 @@ def test_figures_are_those_of_the_indexes(workspace: Path) -> None:
 def test_costs_are_the_sums_of_all_records_the_killed_run_included(workspace: Path) -> None:
     costs = {one["stage"]: one for one in told(workspace)["costs"]}
     records = activities(Folder.at(workspace))
-    assert set(FOLDERS) <= set(costs)
+    assert {*FOLDERS, "register", "promote"} <= set(costs)
     for stage, cost in costs.items():
         own = [one for one in records if one.stage == stage]
         assert cost["pieces"] == len(own)
@@ -94,6 +94,10 @@ def test_costs_are_the_sums_of_all_records_the_killed_run_included(workspace: Pa
     name = Path(only(workspace / "models").uri).name
     both = [one for one in records if (one.stage, one.name) == ("train", name)]
     assert len(both) == 2  # the run was killed in training, and went through the second time
+    for stage in ("register", "promote"):
+        assert [one.state for one in records if (one.stage, one.name) == (stage, name)] == [
+            "finished"
+        ]
 
 
 def test_status_reads_only_also_while_a_run_is_at_work(workspace: Path) -> None:
