@@ -127,6 +127,7 @@ def _hints(server: "JobServer", job_id: str) -> str:
 
 def _follow(server: "JobServer", job_id: str) -> None:
     """Show a job's log, and end as the job does."""
+    from jobs.jobserver import GO_ON
 
     def warn(text: str) -> None:
         typer.echo(text, err=True)
@@ -135,6 +136,8 @@ def _follow(server: "JobServer", job_id: str) -> None:
         job = server.follow(job_id, lambda text: typer.echo(text, nl=False), warn)
     if job.state == "FAILED" and job.command_exit_code is None:
         warn(job.message)  # of what came before the command, its log does not tell
+    if job.lost:
+        warn(f"it is lost with the node that it ran on: {GO_ON}")
     warn(f"{job.id}: {job.state} ({_took(job)})")
     raise typer.Exit(job.exit_code)
 

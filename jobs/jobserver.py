@@ -1,6 +1,7 @@
 """The job server of a Ray cluster: who answers there, which jobs are ours, and what they say."""
 
 import asyncio
+import functools
 import logging
 import os
 import time
@@ -18,10 +19,15 @@ URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
 RAY_VARIABLE = "RAY_ADDRESS"  # which may as well name what is no job server
 PATIENCE_S = 300.0  # that a server may be out of reach while a job is followed
 SILENCE_S = 60.0  # after which a log is asked for anew, as its connection may be dead
+ANSWER_S = 60.0  # that a server may be silent for: Ray's client would wait for ever
+NOT_YET = "No available agent"  # what a head answers that has only just begun
+BEGINS_S = 60.0  # that it may do so
 STOPPED = 130  # exit code, as after Ctrl-C
 STOP_GRACE_S = 30  # from the signal until what has not ended is killed
 RETRY_S = POLL_S = 1.0
 UNDER_WAY = ("PENDING", "RUNNING")
+LOST_WITH_NODE = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_FAILURE")
+GO_ON = "submit again, to go on from what the workspace holds"
 MOST_NAMED = 20
 RAY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -39,6 +45,10 @@ class LostError(CscError):
     """The server did not answer, or not as it should: later it may."""
 
 
+class UnknownJobError(CscError):
+    """There is no such job."""
+
+
 class Job(NamedTuple):
     """A stage that was submitted, and what has become of it."""
 
@@ -52,6 +62,7 @@ class Job(NamedTuple):
     began: datetime | None
     ended: datetime | None
     command_exit_code: int | None  # None where the command did not begin or was stopped
+    lost: bool  # with the node that its command ran on
 
     @property
     def under_way(self) -> bool:
@@ -112,6 +123,8 @@ class JobServer:
             logging.getLogger(name).setLevel(logging.WARNING)
         with self._explained(), _variable(URL_VARIABLE, url):  # which goes before what it is told
             self._client = JobSubmissionClient(url, headers=headers)
+        request = functools.partial(self._client._do_request, timeout=ANSWER_S)
+        self._client._do_request = request
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -144,11 +157,11 @@ class JobServer:
             CscError: it is not there; the message names those that are.
         """
         jobs = self.jobs()
-        for job in jobs:
-            if job.id == job_id:
-                return job
-        names = ", ".join(job.id for job in jobs[:MOST_NAMED]) or "none"
-        raise CscError(f"no job {job_id!r} at {self.url}; there are: {names}")
+        job = next((job for job in jobs if job.id == job_id), None)
+        if job is None:
+            names = ", ".join(job.id for job in jobs[:MOST_NAMED]) or "none"
+            raise UnknownJobError(f"no job {job_id!r} at {self.url}; there are: {names}")
+        return job
 
     def submit(
         self, job_id: str, command: str, about: dict[str, str], runtime_env: dict[str, Any]
@@ -158,13 +171,22 @@ class JobServer:
         Raises:
             CscError: a job of this id has been submitted before, or the server says why not.
         """
-        with self._explained():
-            self._client.submit_job(
-                submission_id=job_id,
-                entrypoint=command,
-                metadata=about,
-                runtime_env=runtime_env,
-            )
+        until = time.monotonic() + BEGINS_S
+        while True:
+            try:
+                with self._explained():
+                    self._client.submit_job(
+                        submission_id=job_id,
+                        entrypoint=command,
+                        metadata=about,
+                        runtime_env=runtime_env,
+                    )
+            except LostError as error:
+                if NOT_YET not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(RETRY_S)
+            else:
+                return
 
     def log(self, job_id: str) -> str:
         """Return what a job has said so far."""
@@ -188,12 +210,12 @@ class JobServer:
     def follow(
         self, job_id: str, write: Callable[[str], object], warn: Callable[[str], object]
     ) -> Job:
-        """Write a job's log as it grows, and return the job when it has ended.
+        """Write the log of a job that is there as it grows, and return the job when it has ended.
 
         A lost connection is taken up again, and what was written is not written twice.
 
         Raises:
-            CscError: there is no such job, or the cluster stayed out of reach.
+            CscError: the cluster stayed out of reach, or came back and does not know the job.
         """
         log, lost_at = _Log(write), 0.0
         while True:
@@ -209,7 +231,15 @@ class JobServer:
                     lost_at = time.monotonic()
                     warn(f"{error}; the job may go on, trying again for {PATIENCE_S:.0f} s")
                 if time.monotonic() - lost_at > PATIENCE_S:
-                    raise
+                    raise CscError(
+                        f"{error}. Once it does, submit again with --attach: what still runs is "
+                        "followed; else it goes on from what the workspace holds"
+                    ) from error
+            except UnknownJobError as error:
+                raise CscError(
+                    f"{job_id} is lost with the head of the cluster: what answers at {self.url} "
+                    f"began anew; {GO_ON}"
+                ) from error
             time.sleep(RETRY_S)
 
     async def _tail(self, job_id: str, log: "_Log") -> None:
@@ -262,6 +292,7 @@ def _job(details: Any) -> Job | None:
         began=_moment(details.start_time),
         ended=_moment(details.end_time),
         command_exit_code=details.driver_exit_code,
+        lost=details.error_type in LOST_WITH_NODE,
     )
 
 

@@ -1,8 +1,7 @@
 """Training on a cluster that loses a node and gets another: the same curve with fewer workers."""
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ from ray.cluster_utils import Cluster
 
 from jobs.config import load_config
 from jobs.run import Run
-from tests.test_cluster import plain_curve
-from tests.whole_run import CSC, SMALL, SNAPSHOTS
+from pipeline.storage import Folder
+from tests.clusters import checkpointed, plain_curve, wait_for
+from tests.whole_run import CSC, SMALL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 ELASTIC = [
@@ -34,14 +34,6 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def wait_for(holds: Callable[[], bool], job: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 240
-    while not holds():
-        assert job.poll() is None, "training ended too soon"
-        assert time.monotonic() < until
-        time.sleep(0.2)
-
-
 def test_workers_come_and_go_and_the_loss_curve_stays(cluster: Cluster, tmp_path: Path) -> None:
     root = tmp_path / "workspace"
     settings = [*SMALL, *ELASTIC, f"workspace='{root}'", f"ray.address='{cluster.address}'"]
@@ -52,17 +44,16 @@ def test_workers_come_and_go_and_the_loss_curve_stays(cluster: Cluster, tmp_path
         (made,) = (root / "models").glob("*/run.json")
         return run.registry.history(made.read_text().strip().strip('"'), name)
 
-    def saved() -> bool:
-        return any('"checkpoint_dir_name"' in path.read_text() for path in root.glob(SNAPSHOTS))
-
-    job = subprocess.Popen([CSC, "train", *words])
+    said = tmp_path / "said.txt"
+    with said.open("w") as out:
+        job = subprocess.Popen([CSC, "train", *words], stdout=out, stderr=out)
     run = Run(config)  # beside it, to look at what it logs
-    wait_for(saved, job)
+    wait_for(lambda: checkpointed(Folder.at(root / "models")), job, said)
     victim = next(node for node in cluster.list_all_nodes() if not node.head)
     cluster.remove_node(victim, allow_graceful=False)
-    wait_for(lambda: 2.0 in history("workers"), job)
+    wait_for(lambda: 2.0 in history("workers"), job, said)
     cluster.add_node(num_cpus=1)
-    assert job.wait(400) == 0
+    assert job.wait(400) == 0, said.read_text()
     workers = history("workers")
     assert workers[0] == workers[-1] == 3.0
     assert set(workers) == {2.0, 3.0}

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.config import load_config
-from jobs.jobserver import STOPPED_BY, JobServer, server_url
+from jobs.jobserver import STOPPED_BY, JobServer, LostError, server_url
 from jobs.submission import CONFIG_FILE, digest_of, for_cluster, packed, passed_on
 from pipeline.errors import CscError
 from tests.conftest import make_store, shard_hashes, write_corpus
@@ -218,12 +218,13 @@ def test_ctrl_c_leaves_a_job_running(server: JobServer) -> None:
 
 
 class Proxy(threading.Thread):
-    """Carries connections to a server on this machine, and cuts them when told to."""
+    """Carries connections to a server on this machine; cuts them, or falls silent, when told to."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
         self._to, self._listens = port, socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
+        self.silent = False
         self.url = f"http://127.0.0.1:{self._listens.getsockname()[1]}"
 
     def run(self) -> None:
@@ -236,7 +237,8 @@ class Proxy(threading.Thread):
     def _carry(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
             while data := one.recv(1 << 16):
-                other.sendall(data)
+                if not self.silent:
+                    other.sendall(data)
             other.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
@@ -266,6 +268,38 @@ def test_a_log_goes_on_after_a_lost_connection_and_the_exit_code_is_the_commands
     assert lines == [f"line {number}" for number in range(1, 9)]
     assert (job.state, job.exit_code) == ("FAILED", 3)
     assert csc("jobs", "logs", "-f", job_id)[0] == 3
+
+
+def test_a_command_that_is_lost_with_its_node_says_what_to_do(server: JobServer) -> None:
+    job_id = begin(server, "csc-build-0-2", COUNTED.format(lines=4321, code=0))
+    until(lambda: "line 1\n" in server.log(job_id))
+    commands = [process for process in psutil.process_iter() if "seq 4321" in words_of(process)]
+    parents = [process.parent() for process in commands]
+    (supervisor,) = {one for one in parents if one and "JobSupervisor" in words_of(one)}
+    supervisor.kill()
+    code, said = csc("jobs", "logs", "-f", job_id)
+    assert code == 1
+    assert "is lost with the node that it ran on: submit again, to go on" in said
+    assert f"{job_id}: FAILED" in said
+
+
+def words_of(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def test_a_server_that_falls_silent_is_not_waited_for_for_ever(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.jobserver.ANSWER_S", 1.0)
+    proxy = Proxy(int(server.url.rpartition(":")[2]))
+    proxy.start()
+    behind = JobServer(proxy.url)
+    assert behind.jobs() == server.jobs()
+    proxy.silent = True
+    with pytest.raises(LostError, match="does not answer"):
+        behind.jobs()
 
 
 def test_unknown_jobs_are_told_from_those_there_are(server: JobServer) -> None:
