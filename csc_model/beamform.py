@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from csc_model.longform import Hear, Heard
+from csc_model.model import ACTIVE
 
 SIZE, HOP = 2048, 512
 """Samples of the Fourier transform: 128 ms at 16 kHz, into which a room's early echoes fit."""
@@ -148,13 +149,15 @@ def array_ear(hear: Hear, reference: int, floor_db: float | None = None) -> Hear
     """Return what hears windows `(time, mic)`: with it, `longform` takes hours of an array.
 
     `hear` hears the reference microphone; its sources are beamformed, with covariances of this
-    window alone, as speakers move.
+    window alone, as speakers move. A slot in which nobody speaks stays as it is, nearly silent: a
+    beam has the level of what it points at, however little of that was separated.
     """
 
     def heard(window: Tensor) -> Heard:
         found = hear(window[:, reference])
         mixture = window.T.to(found.sources.device)
         beams = beamform(mixture, found.sources, reference, floor_db)
-        return found._replace(sources=beams.to(found.sources.dtype))
+        speaks = (found.activity[:-1] >= ACTIVE).unsqueeze(-1)
+        return found._replace(sources=beams.to(found.sources.dtype).where(speaks, found.sources))
 
     return heard

@@ -13,7 +13,7 @@ from csc_model.encoder import FrontEnd
 from csc_model.episodes import Episodes, anchor_first, has_anchor
 from csc_model.extractor import COMPRESSION
 from csc_model.gather import global_mean
-from csc_model.losses import FLOOR, si_snr_db
+from csc_model.losses import FLOOR, snr_db
 from csc_model.mel import unit_level
 from csc_model.model import CSC
 from csc_model.objective import Losses, Objective
@@ -33,8 +33,9 @@ class Asked(NamedTuple):
 def asked(episodes: Episodes) -> Asked:
     """Ask of each mixture for its episode's anchor, enrolled by the next condition that has it.
 
-    Never by the mixture itself: what is said there is not said here, nor in the same session where
-    the speaker has several. Where no other condition has the anchor, there is no enrolment.
+    Never by the mixture itself: what is said there is not said here. The anchor's conditions take
+    turns by its sessions as far as there are several. Where no other condition has the anchor,
+    there is no enrolment.
     """
     episodes = anchor_first(episodes)
     present = has_anchor(episodes)
@@ -84,7 +85,7 @@ def _compressed(spectrum: Tensor) -> Tensor:
 class ExtractionObjective(Objective):
     """What training of an extractor minimises; all of the model but the extractor stays as it is.
 
-    `separation_db` of the losses is the cost in dB: minus SI-SNR of a voice that is there, or the
+    `separation_db` of the losses is the cost in dB: minus the SNR of a voice that is there, or the
     level of what is left where it is not. It is what is minimised, or else logged beside the
     power-law loss.
     """
@@ -94,7 +95,7 @@ class ExtractionObjective(Objective):
         model: CSC,
         num_speakers: int,
         *,
-        extraction_loss: Literal["si_snr", "power_law"] = "si_snr",
+        extraction_loss: Literal["snr", "power_law"] = "snr",
         **others: Any,
     ) -> None:
         super().__init__(model, num_speakers, **others)
@@ -114,7 +115,7 @@ class ExtractionObjective(Objective):
             return self._losses_of(full(estimates), told)
 
     def _losses_of(self, estimates: Tensor, told: Asked) -> Losses:
-        kept = -si_snr_db(estimates, told.targets)
+        kept = -snr_db(estimates, told.targets)  # at its level: else all may as well be quiet
         cost_db = torch.where(told.present, kept, leak_db(estimates, told.mixtures))
         separation = global_mean(cost_db, told.usable)
         total = separation

@@ -15,6 +15,7 @@ from torch import Tensor
 from csc_model.precision import exact
 
 FLOOR = 1e-3  # relative error power below which there is nothing to gain: 30 dB
+CLEAR = 1e-2  # error power below which a voice that is asked for is clear enough: 20 dB
 SILENT = 1e-8  # mean power under which a reference counts as silence
 
 
@@ -40,6 +41,17 @@ def _pairwise_si_snr_db(estimates: Tensor, references: Tensor) -> Tensor:
     signal = (estimates @ references.transpose(-1, -2)).square() / power
     error = (estimates.square().sum(-1).unsqueeze(-1) - signal).clamp_min(0)
     return _db((signal + 1e-8) / (error + FLOOR * signal + 1e-8))
+
+
+@exact
+def snr_db(estimate: Tensor, reference: Tensor) -> Tensor:
+    """Signal-to-noise ratio in dB over the last axis, at most 20 dB.
+
+    Thresholded as by Wisdom et al. (2020). SI-SNR forgives any level; this does not.
+    """
+    power = reference.square().mean(-1)
+    error = (estimate - reference).square().mean(-1)
+    return _db((power + 1e-12) / (error + CLEAR * power + 1e-12))
 
 
 @exact

@@ -17,7 +17,7 @@ from csc_model.longform import Heard, OnProgress, Voices
 from csc_model.mel import LogMel, unit_level
 from csc_model.resample import resampled
 from csc_model.saving import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights, write_model
-from csc_model.streaming import Pace, streamed
+from csc_model.streaming import CHUNK_S, CONTEXT_S, LOOK_AHEAD_S, Pace, streamed
 from csc_model.trunk import build_trunk
 
 __all__ = ["ACTIVE", "CONFIG_FILE", "CSC", "WEIGHTS_FILE", "WINDOW_S", "Output", "best_view"]
@@ -270,31 +270,28 @@ class CSC(nn.Module):
         mixture: Tensor,
         enrolment: Tensor | Sequence[Tensor],
         sample_rate_hz: int | None = None,
-        window_s: float = WINDOW_S,
     ) -> Tensor:
         """Return the voice of `enrolment` in a mixture, `(time,)` each, at the model's sample rate.
 
         `enrolment` is a clean recording of the speaker alone, or several; they and the mixture may
-        be at another rate, None is the model's. What is longer than `window_s` is heard in
-        stretches of it.
+        be at another rate, None is the model's. What is longer than 12 s is heard in stretches, as
+        `csc extract` hears a file.
 
         Raises:
-            ValueError: the model has no extractor, there is no sample, one is no number, or
-                `window_s` is no length.
+            ValueError: the model has no extractor, there is no sample, or one is no number.
         """
         clean = [enrolment] if isinstance(enrolment, Tensor) else enrolment
         vector = voice_of(torch.stack([self.embed(one, sample_rate_hz)[0][-1] for one in clean]))
         waveform = self._usable(mixture, sample_rate_hz)
-        return self.let_through(waveform, vector, window_s)
+        return self.let_through(waveform, vector)
 
-    def let_through(self, mixture: Tensor, vector: Tensor, window_s: float = WINDOW_S) -> Tensor:
+    def let_through(self, mixture: Tensor, vector: Tensor) -> Tensor:
         """Return the voice of a unit vector `(dim,)` in a mixture `(time,)` at the model's rate.
 
         Raises:
-            ValueError: the model has no extractor, or `window_s` is no length.
+            ValueError: the model has no extractor.
         """
-        longform.window_samples(window_s, self.config.sample_rate_hz)
-        pace = Pace.of(self.config.sample_rate_hz, window_s / 4, window_s / 2, window_s / 4)
+        pace = Pace.of(self.config.sample_rate_hz, CONTEXT_S, CHUNK_S, LOOK_AHEAD_S)
         return torch.cat(list(self.extracting(vector, [mixture], pace)))
 
     def extracting(self, vector: Tensor, blocks: Iterable[Tensor], pace: Pace) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+CONTEXT_S, CHUNK_S, LOOK_AHEAD_S = 4.0, 8.0, 4.0  # of a stretch, where nothing else is asked for
 FADE_S = 0.02  # over which one stretch gives way to the next
 
 Process = Callable[[Tensor], Tensor]

@@ -105,7 +105,7 @@ def beams(model: CSC, path: str, scratch: Path, asked: Asked, voices: Voices) ->
     window = window_samples(WINDOW_S, model.config.sample_rate_hz)
     with TemporaryFile(dir=scratch) as file:
         recording = _recorded(path, file)
-        reference = _reference(model, recording, window, asked.reference)
+        reference = _reference(model, recording, window, asked.reference, path)
         chosen = "the best by its estimated output SNR" if asked.reference is None else "as asked"
         say(f"{path}: the reference is microphone {reference + 1}, {chosen}")
         ear = array_ear(model.hear, reference, asked.floor_db)
@@ -145,11 +145,12 @@ def _recorded(path: str, file: IO[bytes]) -> Recording:
     return Recording(samples, live, mapped)
 
 
-def _reference(model: CSC, recording: Recording, window: int, asked: int | None) -> int:
+def _reference(model: CSC, recording: Recording, window: int, asked: int | None, path: str) -> int:
     """Return the microphone that is asked for, or else the best one of the loudest window.
 
     One for the whole recording and all voices: beams for different microphones do not go on where
-    the others end.
+    the others end. Masks for the choice are heard by a microphone of middling level, not by one
+    that rustles or is hardly there.
 
     Raises:
         CscError: there is no such microphone, or it is silent.
@@ -158,14 +159,22 @@ def _reference(model: CSC, recording: Recording, window: int, asked: int | None)
     if asked is not None:
         if asked not in live:
             usable = ", ".join(str(microphone + 1) for microphone in live)
-            raise CscError(f"no sound comes from microphone {asked + 1}: take one of {usable}")
+            raise CscError(
+                f"{path}: no sound comes from microphone {asked + 1}: take one of {usable}"
+            )
         return asked
+    part = _loudest(recording, window)
+    by_level = sorted(live, key=lambda microphone: float(part[:, microphone].square().mean()))
+    middling = by_level[len(live) // 2]
+    sources = model.hear(part[:, middling]).sources
+    return best_reference(part.T.to(sources.device), sources, middling)
+
+
+def _loudest(recording: Recording, window: int) -> Tensor:
     loudest, start = -1.0, 0
     for at in window_starts(len(recording.samples), window):
         power = float(recording.samples[at : at + window].square().mean())
         recording.forget()
         if power > loudest:
             loudest, start = power, at
-    part = recording.samples[start : start + window]
-    sources = model.hear(part[:, live[0]]).sources
-    return best_reference(part.T.to(sources.device), sources, live[0])
+    return recording.samples[start : start + window]

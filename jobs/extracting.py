@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from csc_model.model import ACTIVE, CSC
-from csc_model.streaming import Pace
+from csc_model.streaming import CONTEXT_S, Pace
 from jobs.console import Advance, complain, progress
 from jobs.listening import listen
 from jobs.scoring import enrol
@@ -19,8 +19,6 @@ from pipeline.audio import load_blocks, seconds_of
 from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.storage import Folder
-
-CONTEXT_S = 2.0
 
 
 class Extracted(NamedTuple):
@@ -39,7 +37,8 @@ def check_extracts(model: CSC, name: str) -> None:
     if model.config.extractor == "none":
         raise CscError(
             f"{name} has no extractor: train one for it, with train.task=extract, "
-            f"model.extractor=film and train.init_from={name}; or csc separate gives all voices"
+            f"model.extractor=film, build.mixing.absent_share=0.1 and train.init_from={name}; or "
+            "csc separate gives all voices"
         )
 
 

@@ -28,7 +28,7 @@ from pipeline.strangers import Places
 from pipeline.trials import CLEAN, NONE, Trials
 
 SIDES_PER_TASK = 8
-EXTRACTION_VERSION = 1  # of what is measured
+EXTRACTION_VERSION = 2  # of what is measured
 LEAST_DB = -30.0  # of SI-SNR, as its most is 30 dB
 Floats = NDArray[np.float32]
 
@@ -49,6 +49,7 @@ class Measured(NamedTuple):
     """What was measured under one condition; an output is of the nearest slot, or extracted."""
 
     si_snr_db: Floats  # (side, signal, voice), of the mixture and both outputs, the target first
+    kept_db: Floats  # (side, output), the level over the target's own
     left_db: Floats  # (side, output), over the mixture, of a voice that is not there
     cosine: Floats  # (side, 2), of what was extracted with who was asked for: target, absent
 
@@ -160,6 +161,7 @@ def measure_side(model: CSC, side: Side, voices: int, vectors: Tensor) -> Measur
         ratios_db(
             torch.stack([mixture, nearest[0], extracted[0]]), torch.from_numpy(side.voices[:voices])
         ),
+        leak_db(torch.stack([nearest[0], extracted[0]]), torch.from_numpy(side.voices[0])),
         leak_db(torch.stack([nearest[1], extracted[1]]), mixture),
         (again[:, -1].cpu() * vectors).sum(-1),
     )

@@ -15,6 +15,7 @@ CELLS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "SI-SNRi dB": ("improvement_db", partial(bounded, sign="+")),
     "wrong speaker %": ("wrong_speaker", percent),
     "no gain %": ("no_gain", percent),
+    "level dB": ("kept_db", partial(bounded, sign="+")),
     "left if absent dB, mean": ("left_db", bounded),
     "left if absent dB, median": ("left_median_db", "{:.1f}".format),
     "EER %, mixture": ("eer_of_mixture", percent),
@@ -23,7 +24,7 @@ CELLS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
 }
 """By heading, what a cell says of a row, and how."""
 
-PAGE_ONLY = ("no gain %", "left if absent dB, mean", "difference")
+PAGE_ONLY = ("no gain %", "level dB", "left if absent dB, mean", "difference")
 BRIEFLY = [heading for heading in CELLS if heading not in PAGE_ONLY]
 
 

@@ -58,7 +58,11 @@ def outcomes(found: Measured, output: int, condition: Condition) -> dict[str, ND
     nearer to a rival than to the target, where there are rivals.
     """
     before, after = (found.si_snr_db[:, signal] for signal in (0, 1 + output))
-    told: dict[str, NDArray[Any]] = {"si_snr_db": after[:, 0], "left_db": found.left_db[:, output]}
+    told: dict[str, NDArray[Any]] = {
+        "si_snr_db": after[:, 0],
+        "kept_db": found.kept_db[:, output],
+        "left_db": found.left_db[:, output],
+    }
     if condition.interferers or condition.snr_db is not None:
         gain_db = after[:, 0] - before[:, 0]
         told |= {"improvement_db": gain_db, "no_gain": gain_db < NOTHING_DB}

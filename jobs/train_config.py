@@ -23,8 +23,8 @@ class TrainConfig(Strict):
     task: Literal["csc", "extract"] = Field(
         "csc", description="extract: train model.extractor; all else stays as in init_from"
     )
-    extraction_loss: Literal["si_snr", "power_law"] = Field(
-        "si_snr", description="power_law: VoiceFilter's, of compressed magnitudes"
+    extraction_loss: Literal["snr", "power_law"] = Field(
+        "snr", description="power_law: VoiceFilter's, of compressed magnitudes"
     )
     dataset: str | None = Field(
         None, description="one that is there, by id or address; none: what csc build makes"

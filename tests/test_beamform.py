@@ -209,6 +209,15 @@ def test_the_reference_is_where_the_voice_is_clearest() -> None:
     assert best_reference(near.sum(0) + noise, near[:1, 2], 2) == 2
 
 
+def test_a_slot_in_which_nobody_speaks_stays_as_quiet_as_it_is() -> None:
+    mixture = drawn(2, 5000).float()
+    sources = torch.stack([mixture[0], 0.01 * mixture[0]])
+    heard = Heard(sources, VECTORS, torch.tensor([0.9, 0.1, 1.0]))
+    found = array_ear(lambda _: heard, 0)(mixture.T)
+    assert torch.equal(found.sources[1], sources[1])  # a beam would have the mixture's level
+    assert not torch.equal(found.sources[0], sources[0])
+
+
 def test_hours_go_by_windows_and_slots_stay_what_they_are() -> None:
     """A separator that gives its slots in another order for each window, and 6 windows."""
     images = two_talkers(7.0, 3)

@@ -192,6 +192,10 @@ def test_a_side_is_measured_by_what_was_let_through_of_it() -> None:
     for number, signal in enumerate((nearest[1], made[1])):
         share = float(signal.square().mean() / mixture.square().mean())
         assert found.left_db[number] == pytest.approx(10 * math.log10(share + 1e-3), abs=0.01)
+    target = torch.from_numpy(side.voices[0])
+    for number, signal in enumerate((nearest[0], made[0])):
+        share = float(signal.square().mean() / target.square().mean())
+        assert found.kept_db[number] == pytest.approx(10 * math.log10(share + 1e-3), abs=0.01)
     cosines = [
         float(model.embed(one)[0][-1] @ whose) for one, whose in zip(made, vectors, strict=True)
     ]
@@ -211,30 +215,36 @@ def test_outcomes_of_sides_that_were_worked_by_hand() -> None:
     extracted = [[20.0, -9.0], [12.0, -9.0], [-1.0, -0.5], [0.2, 0.1]]
     si_snr_db = np.array([mixture, slot, extracted], np.float32).swapaxes(0, 1)
     left_db = np.array([[-1, -5], [-2, -6], [-3, -7], [-4, -8]], np.float32)
-    found = Measured(si_snr_db, left_db, np.zeros((4, 2), np.float32))
+    found = Measured(si_snr_db, left_db + 1, left_db, np.zeros((4, 2), np.float32))
     one = Condition(interferers=1)
     by_slot, by_extractor = (outcomes(found, output, one) for output in (0, 1))
     assert by_slot["wrong_speaker"].tolist() == [False, True, False, False]
     assert by_slot["no_gain"].tolist() == [False, True, True, True]
     assert by_slot["left_db"].tolist() == [-1, -2, -3, -4]
+    assert by_slot["kept_db"].tolist() == [0, -1, -2, -3]
     np.testing.assert_allclose(by_slot["improvement_db"], [10, -9, 0.05, -30], rtol=1e-5)
     assert by_extractor["wrong_speaker"].tolist() == [False, False, True, False]
     assert by_extractor["no_gain"].tolist() == [False, False, True, False]
     np.testing.assert_allclose(by_extractor["si_snr_db"], [20, 12, -1, 0.2], rtol=1e-5)
 
 
+ALWAYS = {"si_snr_db", "kept_db", "left_db"}
+
+
 @pytest.mark.parametrize(
     ("condition", "keys"),
     [
-        (Condition(), {"si_snr_db", "left_db"}),
-        (Condition(room=True, seconds=1.0), {"si_snr_db", "left_db"}),
-        (Condition(snr_db=0.0), {"si_snr_db", "left_db", "improvement_db", "no_gain"}),
+        (Condition(), ALWAYS),
+        (Condition(room=True, seconds=1.0), ALWAYS),
+        (Condition(snr_db=0.0), {*ALWAYS, "improvement_db", "no_gain"}),
     ],
 )
 def test_nothing_is_said_of_what_a_condition_does_not_have(
     condition: Condition, keys: set[str]
 ) -> None:
-    found = Measured(*(np.zeros(shape, np.float32) for shape in ((3, 3, 1), (3, 2), (3, 2))))
+    found = Measured(
+        *(np.zeros(shape, np.float32) for shape in ((3, 3, 1), (3, 2), (3, 2), (3, 2)))
+    )
     assert set(outcomes(found, 1, condition)) == keys
 
 
@@ -261,7 +271,7 @@ def drawn(trials: Trials, pairs: Pairs) -> tuple[dict[str, Measured], dict[str, 
         name: Measured(
             *(
                 rng.normal(size=shape).astype(np.float32)
-                for shape in ((many, 3, 1 + its.interferers), (many, 2), (many, 2))
+                for shape in ((many, 3, 1 + its.interferers), (many, 2), (many, 2), (many, 2))
             )
         )
         for name, its in trials.conditions.items()

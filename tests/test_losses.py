@@ -19,6 +19,7 @@ from csc_model.losses import (
     nearest_distance,
     pairwise_separation_loss,
     si_snr_db,
+    snr_db,
     spread_loss,
 )
 from csc_model.model import CSC
@@ -72,6 +73,16 @@ def test_si_snr_is_the_textbook_value() -> None:
     # the floor of 30 dB adds 1e-3 of the signal to the error
     floored = 10 * math.log10(1 / (10 ** (-expected / 10) + 1e-3))
     assert ours.item() == pytest.approx(floored, abs=1e-3)
+
+
+def test_snr_is_the_textbook_value_and_heeds_the_level() -> None:
+    reference, noise = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0)).double()
+    error = float((0.1 * noise).square().sum() / reference.square().sum())
+    expected = -10 * math.log10(error + 1e-2)  # the floor of 20 dB
+    assert snr_db(reference + 0.1 * noise, reference).item() == pytest.approx(expected)
+    halved = -10 * math.log10(0.25 + 1e-2)
+    assert snr_db(0.5 * reference, reference).item() == pytest.approx(halved)
+    assert snr_db(reference, reference).item() == pytest.approx(20.0)
 
 
 @given(st.floats(0.01, 100), st.integers(0, 100))

@@ -1,11 +1,13 @@
 """What kills leave of a training: the loss curve of one killed again and again, beside another.
 
-    python -m tests.benchmarks.kills [--steps 5000] [--kills 5] [--seed 1] [--set KEY=VALUE]
+    python -m tests.benchmarks.kills [--steps 9000] [--minutes 30] [--kills 5] [--seed 1]
+                                     [--set KEY=VALUE]
 
-The shipped sample and the configuration of the demo, trained once in peace. A second workspace
-takes the same steps and is killed at random moments of its training, in turn: the command, a
-worker, both at once. Then the same command goes on. Both curves are read from MLflow; the error
-rates that validation found are compared too. Choose `--steps` for the length that is wanted.
+The shipped sample and the configuration of the demo, with one worker, trained twice at once: in
+peace, and in a second workspace where the same steps are killed at random moments of the first
+`--minutes` of training, in turn: the command, a worker, both at once. Then the same command goes
+on. Both curves are read from MLflow; the error rates that validation found are compared too. The
+steps must last for longer than that.
 """
 
 import argparse
@@ -96,23 +98,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--set", action="append", default=[], dest="given")
     told = parser.parse_args()
     random.seed(told.seed)
-    given = [*told.given, f"train.steps={told.steps}"]
+    given = ["train.workers=1", *told.given, f"train.steps={told.steps}"]
+    moments_s = [random.uniform(0, 60 * told.minutes) for _ in range(told.kills)]
     with tempfile.TemporaryDirectory(prefix="csc-kills-") as scratch:
         peace, fire = Path(scratch) / "peace", Path(scratch) / "fire"
-        running, began = train(peace, given), 0.0
-        while running.poll() is None and not (began and not workers(running)):
-            time.sleep(POLL_S)
-            began = began or (time.monotonic() if workers(running) else 0.0)
-        spent_s = time.monotonic() - began
-        finish(running)
-        print(f"in peace: {spent_s:.0f} s of training", flush=True)
-        train_under_fire(fire, given, [random.uniform(0, spent_s) for _ in range(told.kills)])
+        undisturbed = train(peace, given)
+        train_under_fire(fire, given, moments_s)
+        finish(undisturbed)
         expected, found = curves(peace, given), curves(fire, given)
     for name in COMPARED:
         pairs = list(zip(expected[name], found[name], strict=True))
