@@ -114,19 +114,19 @@ def extract(
         list[str],
         typer.Option("--speaker", help="Clean recording of the voice alone; may be repeated."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="WAV file of that voice.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write that voice: .wav.")],
     look_ahead_s: Annotated[
         float,
         typer.Option(
             "--look-ahead", min=0.0, max=30.0, help="Seconds heard behind what is written."
         ),
-    ] = 1.0,
+    ] = 4.0,
     chunk_s: Annotated[
         float,
         typer.Option(
             "--chunk", min=0.02, max=60.0, help="Seconds written at once: less costs more to hear."
         ),
-    ] = 4.0,
+    ] = 8.0,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     config: ConfigOption = "demo",
@@ -136,12 +136,15 @@ def extract(
     """Take one person's voice out of a recording; where they do not speak it is nearly silent.
 
     The model needs an extractor: csc train makes one for a model that is there, with
-    train.task=extract, model.extractor=film and train.init_from=MODEL.
+    train.task=extract, model.extractor=film, build.mixing.absent_share=0.1 and
+    train.init_from=MODEL. It is by mixtures that lack the voice that it learns to be silent.
     """
     from jobs.console import say
     from jobs.extracting import check_extracts, extract_file, voice_of_files
     from jobs.verify import champion_of
 
+    if out.suffix.lower() != ".wav" or out.is_dir():
+        raise CscError(f"--out {out}: give the name of a file that ends in .wav")
     with interruptible("stopped; nothing was written"):
         verifier = verifier_of(model, device, config, set_, workspace)
         named = model or champion_of(configured(config, set_, workspace))

@@ -36,6 +36,9 @@ class EvaluateConfig(Strict):
         ge=0,
         description="test sides of a condition to measure extraction on, by a model that can",
     )
+    arrays: int = Field(
+        0, ge=0, description="rooms with an array to listen to in the report (csc[arrays])"
+    )
     cohort: int = Field(
         0, ge=0, description="training speakers that scores are normalised by (AS-norm); 0: none"
     )
@@ -84,19 +87,7 @@ class Config(Strict):
     @model_validator(mode="after")
     def _losses_have_something_to_do(self) -> Self:
         """Refuse what would fail, or train nothing, after hours of ingest and build."""
-        mixing, model, train = self.build.mixing, self.model, self.train
-        outputs = max(3, 2 * mixing.mixit_voices)
-        if mixing.ever("mixit_share") and model.num_slots < outputs:
-            raise ValueError(
-                f"build.mixing.mixit_share with model.num_slots {model.num_slots}: two mixtures of "
-                f"mixit_voices {mixing.mixit_voices} need {outputs} slots, or slots learn to hold "
-                "several voices"
-            )
-        if train.contrast.label_free and mixing.conditions == 1:
-            raise ValueError(
-                "train.contrast.label_free compares the conditions of an episode: set "
-                "build.mixing.conditions to 2 or more"
-            )
+        model, train = self.model, self.train
         if train.separation_only and not train.separation_weight:
             raise ValueError(
                 "train.contrastive_weight and train.separation_weight are both 0: nothing is "
@@ -140,10 +131,10 @@ class Config(Strict):
                 "train.task=extract trains an extractor for a model that embeds: set "
                 "model.extractor=film, and train.init_from to that model"
             )
-        if self.build.mixing.conditions == 1:
+        if self.train.separation_only:
             raise ValueError(
-                "train.task=extract asks for the voice of one mixture by that of another: set "
-                "build.mixing.conditions to 2 or more"
+                "train.contrastive_weight=0 is a training of separation alone, and "
+                "train.task=extract is none: leave it out"
             )
         if self.train.extraction_loss == "power_law" and self.model.frontend != "stft":
             raise ValueError(
@@ -171,6 +162,7 @@ class Config(Strict):
         """Check the build against the rest, unless another dataset stands in for it."""
         if self.train.dataset is not None:
             return self
+        self._check_mixing()
         speakers = self.build.mixing.interferers + 1
         if self.model.num_slots != speakers:
             raise ValueError(
@@ -189,6 +181,32 @@ class Config(Strict):
                 f"a worker's share of train.batch_size, {share}, is no multiple of it: change one"
             )
         return self
+
+    def _check_mixing(self) -> None:
+        """Refuse mixtures that the losses can do nothing with."""
+        mixing, train, slots = self.build.mixing, self.train, self.model.num_slots
+        outputs = max(3, 2 * mixing.mixit_voices)
+        if mixing.ever("mixit_share") and slots < outputs:
+            raise ValueError(
+                f"build.mixing.mixit_share with model.num_slots {slots}: two mixtures of "
+                f"mixit_voices {mixing.mixit_voices} need {outputs} slots, or slots learn to hold "
+                "several voices"
+            )
+        if train.contrast.label_free and mixing.conditions == 1:
+            raise ValueError(
+                "train.contrast.label_free compares the conditions of an episode: set "
+                "build.mixing.conditions to 2 or more"
+            )
+        if train.task == "extract" and mixing.conditions == 1:
+            raise ValueError(
+                "train.task=extract asks for the voice of one mixture by that of another: set "
+                "build.mixing.conditions to 2 or more"
+            )
+        if train.task == "extract" and mixing.mixit_share == 1:
+            raise ValueError(
+                "train.task=extract asks for voices that are known, and in mixtures of mixtures "
+                "none is: set build.mixing.mixit_share below 1"
+            )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from csc_model.config import ModelConfig
 from csc_model.extractor import FilmExtractor
 from csc_model.model import CSC
 from csc_model.objective import Objective
@@ -49,7 +50,8 @@ def fetch_base(config: Config, run: Folder) -> None:
     """Copy the model that a run begins with to where all its workers find it.
 
     Raises:
-        CscError: there is no such model, or it has other sizes than `[model]` says.
+        CscError: there is no such model, it has other sizes than `[model]` says, or it tells no
+            voices apart where an extractor is to be trained for it.
     """
     if config.train.init_from is None or run.exists(f"{BASE}/{CONFIG_FILE}"):
         return
@@ -66,9 +68,21 @@ def fetch_base(config: Config, run: Folder) -> None:
         if other:
             settings = ", ".join(f"model.{key}={value}" for key, value in other.items())
             raise CscError(f"train.init_from: that model has other sizes: set {settings}")
+        if config.train.task == "extract":
+            _check_embeds(folder, sizes, config.train.init_from)
         for name in reversed(MODEL_FILES):  # the configuration last: it makes the copy count
             if (folder / name).exists():
                 run.put(f"{BASE}/{name}", (folder / name).read_bytes())
+
+
+def _check_embeds(folder: Path, sizes: ModelConfig, name: str) -> None:
+    """Refuse a model of separation alone; one with an extractor was looked at before it had it."""
+    file = folder / SPEAKERS_FILE
+    if sizes.extractor == "none" and file.exists() and not json.loads(file.read_text()):
+        raise CscError(
+            f"train.init_from: {name} tells no voices apart, separation alone was trained "
+            "(train.contrastive_weight=0): train it further with train.task=csc first"
+        )
 
 
 def begin_with(objective: Objective, run: Folder, speakers: list[str]) -> int:
@@ -94,7 +108,7 @@ def begin_model(model: CSC, before: CSC) -> None:
 
     One that is new begins as that model's separator where it has the shape of one.
     """
-    same = model.config == before.config
+    same = _same_extractor(model.config, before.config)
     weights = before.state_dict()
     kept = {k: v for k, v in weights.items() if same or not k.startswith("extractor.")}
     own = {k: v for k, v in model.state_dict().items() if k.startswith("extractor.")}
@@ -102,6 +116,12 @@ def begin_model(model: CSC, before: CSC) -> None:
     extractor = getattr(model, "extractor", None)
     if not same and isinstance(extractor, FilmExtractor):
         extractor.begin_with(kept)
+
+
+def _same_extractor(one: ModelConfig, other: ModelConfig) -> bool:
+    """Tell whether two models, of the same sizes otherwise, have extractors of one shape."""
+    channels = one.extractor_channels == other.extractor_channels
+    return one.extractor == other.extractor and (channels or one.extractor != "voicefilter")
 
 
 @torch.no_grad()
@@ -116,6 +136,14 @@ def _grow(
         if objective.contrast.learn_scale:  # else it is what the configuration says
             objective.raw_scale.copy_(saved["raw_scale"])
     return len(pairs)
+
+
+def keep_voices(run: Folder) -> None:
+    """Have a run end with the speakers, and their vectors, of the frozen model it began with."""
+    base = run.child(BASE)
+    if base.exists(TABLE_FILE) and base.exists(SPEAKERS_FILE):
+        for name in (TABLE_FILE, SPEAKERS_FILE):
+            run.put(name, base.read(name))
 
 
 def table_of(objective: Objective) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Where a model comes from: version, run, dataset, store, corpora with their licences."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from csc_model.config import VARIANT
@@ -21,6 +21,7 @@ def describe(model: dict[str, Any], dataset: dict[str, Any], store: dict[str, An
         "variant": VARIANT,
         "run": model["run"],
         "begun_with": model["config"]["train"]["init_from"],
+        "speakers": model["speakers"],
         "dataset": {key: dataset[key] for key in ("id", "seed", "episodes")},
         "store": {key: store[key] for key in ("id", "generation", "seconds", "kept", "speakers")},
         "corpora": [
@@ -45,19 +46,24 @@ def flag_forgotten(
 ) -> list[str]:
     """Tag the versions that were trained with what was forgotten; return their numbers.
 
-    For a speaker a version's own list decides. For a recording, whether the version's store is
+    For a speaker a version's own lists decide. For a recording, whether the version's store is
     among `stores`, the ids of those that are gone with it: it may have held it. What a version
     began with counts as its own.
     """
     versions = registry.versions()
-    own = {one.number: _gone(registry, one, speakers, recordings, stores) for one in versions}
-    bases = {one.number: _base_of(registry, one, versions) for one in versions}
+    own: dict[str, list[str]] = {}
+    bases: dict[str, Version | None] = {}
+    for one in versions:
+        origin = _origin(registry, one)
+        heard = _heard(registry, one, origin)
+        own[one.number] = _gone(one, heard, speakers, recordings, stores)
+        bases[one.number] = _named(origin.get("begun_with"), versions)
     flagged = []
     for version in versions:
-        gone, one = [*own[version.number]], bases[version.number]
-        while one is not None:
-            gone += own[one.number]
-            one = bases[one.number]
+        gone, base = [*own[version.number]], bases[version.number]
+        while base is not None:
+            gone += own[base.number]
+            base = bases[base.number]
         if gone:
             before = version.tags.get(FORGOTTEN, "").split(", ")
             names = dict.fromkeys([*filter(None, before), *gone])
@@ -73,25 +79,30 @@ def inherited(registry: Registry, about: Any) -> dict[str, str]:
     return {FORGOTTEN: forgotten} if forgotten else {}
 
 
+def _heard(registry: Registry, version: Version, origin: Mapping[str, Any]) -> set[str]:
+    """Return whom a version learned to tell apart, and whom else it was itself trained on."""
+    text = registry.read_artifact(version, f"model/{SPEAKERS_FILE}")
+    known = set(json.loads(text or "[]"))
+    known |= {name.rpartition("@")[0] for name in known}  # those at other speeds
+    return known.union(origin.get("speakers", ()))  # which older versions do not list
+
+
 def _gone(
-    registry: Registry,
     version: Version,
+    heard: set[str],
     speakers: Collection[str],
     recordings: Collection[str],
     stores: set[str],
 ) -> list[str]:
     """Return what of the forgotten a version was itself trained with, or may have been."""
-    text = registry.read_artifact(version, f"model/{SPEAKERS_FILE}")
-    known = set(json.loads(text or "[]"))
-    known |= {name.rpartition("@")[0] for name in known}  # those at other speeds
-    gone = sorted(known & set(speakers))
+    gone = sorted(heard & set(speakers))
     return gone + sorted(recordings) if version.tags.get(STORE) in stores else gone
 
 
-def _base_of(registry: Registry, version: Version, among: Iterable[Version]) -> Version | None:
-    """Return the version that one began with, if there is one still."""
+def _origin(registry: Registry, version: Version) -> dict[str, Any]:
+    """Return the lineage that a version was registered with; empty where it has none."""
     text = registry.read_artifact(version, f"evaluation/{LINEAGE_FILE}")
-    return _named(json.loads(text)["begun_with"], among) if text else None
+    return dict(json.loads(text)) if text else {}
 
 
 def _named(begun_with: str | None, among: Iterable[Version]) -> Version | None:
@@ -108,12 +119,12 @@ def read(registry: Registry, version: Version) -> Any:
     Raises:
         CscError: it has none.
     """
-    text = registry.read_artifact(version, f"evaluation/{LINEAGE_FILE}")
-    if text is None:
+    about = _origin(registry, version)
+    if not about:
         raise CscError(
             f"version {version.number} of {registry.model} has no lineage: csc did not register it"
         )
-    return json.loads(text)
+    return about
 
 
 def lines(registry: Registry, version: Version) -> Iterator[str]:

@@ -62,10 +62,10 @@ def begun(config: Config, registry: Registry) -> Config:
     """Return what `pinned` does, but begin from scratch where the champion is yet to come.
 
     Raises:
-        CscError: another alias, or a model whose separator is to be kept, points to no version.
+        CscError: another alias, or one whose model is to be kept, points to no version.
     """
     champion = f"models:/{registry.model}@{CHAMPION}"
-    keeps_it = config.train.freeze_separator
+    keeps_it = config.train.freeze_separator or config.train.task == "extract"
     if config.train.init_from != champion or keeps_it or registry.by_alias(CHAMPION):
         return pinned(config, registry)
     say(f"  {champion}: there is no champion yet, training begins from scratch")

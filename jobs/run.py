@@ -300,7 +300,7 @@ class Run:
 
     @cached_property
     def register(self) -> Version:
-        trained, evaluated = self.train, self.evaluate
+        evaluated, trained = self.evaluate, self.train  # what cannot be judged is not trained
         before = self.registry.version_of(trained.about["run"], evaluated.about["trials"]["hash"])
         with self._at_work("register", evaluated.about["model"], before=before is not None):
             heading("register", "")

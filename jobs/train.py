@@ -28,7 +28,7 @@ from jobs.checkpoint import BEST, State
 from jobs.config import Config
 from jobs.console import Advance, progress
 from jobs.failures import check_fits
-from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base
+from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base, keep_voices
 from jobs.loop import train_loop
 from jobs.places import gpus_for
 from jobs.registry import Registry
@@ -122,6 +122,8 @@ def _train_and_export(
     if not config.train.learns_voices:
         names = []  # nobody's vector was learned: a run that begins with this one has its own
     state = _copy_best(folder, checkpoint, names)
+    if config.train.task == "extract":
+        keep_voices(folder)
     if config.build.mixing.conditions > 1 and config.train.learns_voices:
         _report_attention(folder, data.valid, config, registry, run_id)
     _finish(folder, state, name, run_id, data, config)

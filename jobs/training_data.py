@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 from jobs.config import Config, rebuilt
-from jobs.datasets import find_dataset
+from jobs.datasets import Found, find_dataset
 from jobs.failures import check_fits
+from jobs.workspace import Workspace
 from pipeline.datasets import Dataset, read_dataset
 from pipeline.errors import CscError
+from pipeline.plan import forgotten, secret_name
 from pipeline.schema import SPEAKERS_FILE, of_split
 from pipeline.shards import read_table
 from pipeline.storage import Folder
@@ -33,14 +35,14 @@ def named(config: Config) -> tuple[TrainingData, Config]:
     """Find the dataset of `train.dataset`; return it, and the configuration as if it had built it.
 
     Raises:
-        CscError: there is no such dataset, it is of another version or rate, or the model, the
-            batches or the validation do not fit it.
+        CscError: there is no such dataset, it is of another version or rate, it has people who
+            were forgotten, or may, or the model, the batches or the validation do not fit it.
     """
     found = find_dataset(config.train.dataset, config)
-    dataset = _usable(found.folder, config)
+    dataset = _usable(found, config)
     valid, name = dataset, config.train.valid_dataset
     if name is not None:
-        valid = _usable(find_dataset(name, config).folder, config)
+        valid = _usable(find_dataset(name, config), config)
         _check_strangers(dataset, valid)
     elif not dataset.episodes.get("valid"):
         raise CscError(
@@ -50,13 +52,23 @@ def named(config: Config) -> tuple[TrainingData, Config]:
         )
     _check_batch(dataset, "train", config)
     _check_batch(valid, "valid", config)
-    settled = rebuilt(config, dataset.config, dataset.folder.uri)
+    _check_asked(valid, config)
+    build = dataset.config.model_copy(update={"valid_episodes": valid.episodes["valid"]})
+    settled = rebuilt(config, build, dataset.folder.uri)
     return TrainingData(dataset.folder, valid.folder, found.store), settled
 
 
-def _usable(folder: Folder, config: Config) -> Dataset:
-    """Read a dataset, and refuse what a worker would stumble over."""
+def _usable(found: Found, config: Config) -> Dataset:
+    """Read a dataset, and refuse forgotten people and what a worker would stumble over."""
+    folder = found.folder
     dataset = read_dataset(folder)
+    if dataset.store is not None and found.store is None:
+        raise CscError(
+            f"{folder.uri}: the store it was built from is gone, as after csc forget, and it may "
+            "hold people who are not to be trained on: remove it, and build another (csc build)"
+        )
+    if dataset.store is None:
+        _check_remembered(dataset, config)
     if dataset.num_samples is None:
         raise CscError(
             f"{folder.uri} holds mixtures of different lengths, which make no batch: import it "
@@ -64,6 +76,28 @@ def _usable(folder: Folder, config: Config) -> Dataset:
         )
     check_fits(dataset, config)
     return dataset
+
+
+def _check_remembered(dataset: Dataset, config: Config) -> None:
+    """Refuse an import with speakers whom the workspace forgot, as far as names tell."""
+    gone = forgotten(Workspace(config).utterances.child("any")).names
+    names = read_table(dataset.folder, SPEAKERS_FILE)["speaker_id"].to_pylist()
+    known = [name for name in names if secret_name(name) in gone]
+    if known:
+        raise CscError(
+            f"{dataset.folder.uri} has {len(known)} speaker(s) that csc forget removed, as "
+            f"{', '.join(known[:SHOWN])}: name another dataset, or import it without them"
+        )
+
+
+def _check_asked(valid: Dataset, config: Config) -> None:
+    """Assert that extraction can be judged: a voice is asked for by another recording of it."""
+    mixing = valid.config.mixing
+    if config.train.task == "extract" and (mixing.conditions == 1 or mixing.mixit_share == 1):
+        raise CscError(
+            f"{valid.folder.uri} has no two mixtures of one voice that is known, and "
+            "train.task=extract asks for it in one by the other: name another with --valid-dataset"
+        )
 
 
 def _check_batch(dataset: Dataset, split: str, config: Config) -> None:

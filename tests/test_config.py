@@ -32,6 +32,7 @@ def test_a_wrong_override_is_explained(override: str, said: str) -> None:
         load_config("demo", [override])
 
 
+FOUR = ["model.num_slots=4", "build.mixing.interferer_shares=[0.1,0.2,0.3,0.4]"]
 EXTRACT = ["train.task='extract'", "train.init_from='m'", "model.extractor='film'"]
 
 
@@ -91,6 +92,8 @@ def test_the_learned_encoder_with_galr_is_a_choice_of_the_demo() -> None:
         (["train.task='extract'", "model.extractor='film'"], "train.init_from to that model"),
         (["model.extractor='film'"], "set train.task=extract"),
         ([*EXTRACT, "build.mixing.conditions=1"], "build.mixing.conditions to 2 or more"),
+        ([*EXTRACT, "build.mixing.mixit_share=1.0", *FOUR], "set build.mixing.mixit_share below 1"),
+        ([*EXTRACT, "train.contrastive_weight=0.0"], "a training of separation alone"),
         (
             [*EXTRACT, "model.frontend='conv'", "train.extraction_loss='power_law'"],
             "power_law compares spectra",
@@ -115,3 +118,9 @@ def test_what_would_fail_or_train_nothing_is_refused_at_once(
 ) -> None:
     with pytest.raises(CscError, match=reason):
         load_config("demo", overrides)
+
+
+def test_a_build_that_is_not_used_is_not_looked_at() -> None:
+    unused = ["build.mixing.conditions=1", "build.mixing.mixit_share=1.0", "build.valid_episodes=1"]
+    config = load_config("demo", [*EXTRACT, *unused, "train.dataset='3f2a'"])
+    assert config.build.mixing.mixit_share == 1

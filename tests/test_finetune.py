@@ -11,7 +11,16 @@ from csc_model.contrast import ContrastConfig
 from csc_model.model import CSC
 from csc_model.objective import Objective
 from jobs.config import Config, load_config
-from jobs.finetune import BASE, begin_with, fetch_base, save_table, table_of
+from jobs.finetune import (
+    BASE,
+    SPEAKERS_FILE,
+    begin_model,
+    begin_with,
+    fetch_base,
+    keep_voices,
+    save_table,
+    table_of,
+)
 from pipeline.errors import CscError
 from pipeline.storage import Folder
 
@@ -138,3 +147,41 @@ def test_an_extractor_goes_on_or_is_left_behind(tmp_path: Path) -> None:
         own = after.model.state_dict()
         assert all(torch.equal(value, theirs[name]) for name, value in own.items())
         assert (len(own) == len(theirs)) == (number == 0)
+
+
+@pytest.mark.parametrize(("extractor", "same"), [("film", True), ("voicefilter", False)])
+def test_an_extractor_stays_where_only_what_it_does_not_use_differs(
+    tmp_path: Path, extractor: str, same: bool
+) -> None:
+    sizes = (f"model.extractor='{extractor}'", "model.frontend='stft'")
+    before, model = (
+        objective(extracting(tmp_path, *sizes, f"model.extractor_channels={n}"), 1, seed=n).model
+        for n in (8, 16)
+    )
+    begin_model(model, before)
+    own, theirs = (dict(one.extractor.named_parameters()) for one in (model, before))
+    taken = [torch.equal(own[name], value) for name, value in theirs.items()]
+    assert all(taken) if same else not all(taken)
+
+
+def test_an_extractor_is_not_trained_for_a_model_that_tells_no_voices_apart(tmp_path: Path) -> None:
+    saved(tmp_path, configured(tmp_path), [])
+    with pytest.raises(CscError, match="tells no voices apart"):
+        fetch_base(extracting(tmp_path), Folder.at(tmp_path / "run"))
+    fetch_base(configured(tmp_path), Folder.at(tmp_path / "further"))
+
+
+def test_a_run_of_an_extractor_ends_with_the_voices_it_began_with(tmp_path: Path) -> None:
+    config, run = extracting(tmp_path), Folder.at(tmp_path / "run")
+    before = saved(tmp_path, configured(tmp_path), ["a", "b"])
+    fetch_base(config, run)
+    run.put_json(SPEAKERS_FILE, [])
+    keep_voices(run)
+    after = objective(configured(tmp_path), 2, seed=2)
+    objective(config, 2, seed=1).model.save(tmp_path / "run" / "model")
+    for name in ("speakers.json", "table.safetensors"):
+        (tmp_path / "run" / "model" / name).write_bytes(run.read(name))
+    further = Folder.at(tmp_path / "further")
+    fetch_base(configured(tmp_path / "run"), further)
+    assert begin_with(after, further, ["b", "new"]) == 1
+    assert torch.equal(after.table[0], before.table[1])

@@ -500,6 +500,9 @@ def test_the_first_run_of_a_schedule_begins_without_a_champion(workspace: Path) 
         beginning(workspace, "nobody", "best")
     with pytest.raises(CscError, match="points to no version"):  # there is nothing to keep
         beginning(workspace, "nobody", CHAMPION, "train.freeze_separator=true")
+    extractor = ("train.task='extract'", "model.extractor='film'")
+    with pytest.raises(CscError, match="points to no version"):  # nor to train it for
+        beginning(workspace, "nobody", CHAMPION, *extractor)
 
 
 # One at a time

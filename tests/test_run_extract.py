@@ -141,3 +141,14 @@ def test_a_model_without_an_extractor_says_how_to_get_one(
     code, said = whole_run.ask("extract", tmp_path / "none", mixture, *words)
     assert code == 1
     assert "has no extractor: train one for it, with train.task=extract" in said
+
+
+@pytest.mark.parametrize("out", ["voices", ".", "ann.mp3", "folder.wav"])
+def test_a_place_that_no_wav_file_can_have_is_told_before_any_work(
+    out: str, tmp_path: Path
+) -> None:
+    for name in ("voices", "folder.wav"):
+        (tmp_path / name).mkdir()
+    words = ("none.wav", "--speaker", "none.wav", "--model", "none", "--out", tmp_path / out)
+    code, said = whole_run.ask("extract", tmp_path / "none", *words)
+    assert (code, "give the name of a file that ends in .wav" in said) == (1, True)

@@ -16,10 +16,13 @@ from jobs.validation import Validator
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
 from pipeline.loader import EpisodeLoader
+from pipeline.plan import Forgotten, remember_forgotten, secret_name
+from pipeline.schema import SPEAKERS_FILE
 from pipeline.storage import Folder
 from tests.librimix_files import Files, write_files
 from tests.whole_run import SMALL, ask, csc, only
 
+EXTRACT = ("train.task='extract'", "train.init_from='m'", "model.extractor='film'")
 SIZES = ["train.batch_size=4", "train.workers=1", "train.remix=false", "train.steps=2"]
 
 
@@ -90,6 +93,7 @@ def test_what_does_not_fit_is_refused_with_what_to_do(
     three = ("model.num_slots=3", "build.mixing.interferer_shares=[0.0,0.5,0.5]")
     whole = files_of(tmp_path / "whole").imported(tmp_path / "mixtures")
     same = files_of(tmp_path / "same").imported(tmp_path / "mixtures", seconds=0.5, split="valid")
+    built = copy_with(work / "mixtures" / train, tmp_path / "built", store="gone")
     old = copy_with(work / "mixtures" / train, tmp_path / "old", version=1)
     slow = copy_with(work / "mixtures" / train, tmp_path / "slow", sample_rate_hz=8000)
     for dataset, judge, more, reason in (
@@ -100,6 +104,9 @@ def test_what_does_not_fit_is_refused_with_what_to_do(
         (train, valid, ("train.batch_size=16",), "8 train episodes, fewer than one batch of 16"),
         (train, same.uri, (), r"4 speaker\(s\), as librispeech/100, .* are in the training"),
         (whole.uri, valid, (), "different lengths.*--seconds"),
+        (built, valid, (), "the store it was built from is gone"),
+        (train, built, (), "the store it was built from is gone"),
+        (train, valid, EXTRACT, f"{valid} has no two mixtures of one voice"),
         (old, valid, (), "data version 1, this program reads"),
         (slow, valid, (), "audio at 8000 Hz, this program works at 16000"),
         (train, valid, ("train.remix=true",), "episodes_per_group 8, and a worker's share"),
@@ -112,11 +119,38 @@ def files_of(root: Path) -> Files:
     return write_files(root, 2, rows=8)
 
 
-def copy_with(folder: Path, to: Path, **changes: int) -> str:
+def copy_with(folder: Path, to: Path, **changes: object) -> str:
     """Return the address of a dataset of whose index something is changed."""
     index = Folder.at(folder).read_json("index.json")
     Folder.at(to).put_json("index.json", index | changes)
+    Folder.at(to).put(SPEAKERS_FILE, (folder / SPEAKERS_FILE).read_bytes())
     return str(to)
+
+
+def test_valid_mixtures_are_counted_where_they_are_taken_from(
+    workspace_of_imports: Path, tmp_path: Path
+) -> None:
+    work = workspace_of_imports
+    train, valid = (id_of(work, split) for split in ("train", "valid"))
+    build = read_dataset(Folder.at(work / "mixtures" / train)).config
+    few = build.model_copy(update={"valid_episodes": 1})
+    name = copy_with(work / "mixtures" / train, tmp_path, config={"build": few.model_dump()})
+    _, config = named(configured(work, name, valid))
+    assert config.build.valid_episodes == 8
+
+
+def test_who_was_forgotten_is_not_trained_on_by_way_of_an_import(
+    workspace_of_imports: Path, tmp_path: Path
+) -> None:
+    train, valid = (workspace_of_imports / "mixtures" / id_of(workspace_of_imports, split)
+                    for split in ("train", "valid"))  # fmt: skip
+    for name in ("librispeech/101", "others/103"):
+        work = tmp_path / name
+        remember_forgotten(
+            Folder.at(work / "utterances" / "any"), Forgotten({secret_name(name)}, set())
+        )
+        with pytest.raises(CscError, match=f"1 speaker.s. that csc forget removed, as {name}"):
+            named(configured(work, str(train), str(valid)))
 
 
 def test_the_command_passes_the_names_on_and_other_stages_refuse_them(
@@ -128,8 +162,9 @@ def test_the_command_passes_the_names_on_and_other_stages_refuse_them(
     assert (code, "has no valid mixtures" in said) == (1, True)
     code, said = ask("train", workspace_of_imports, *sizes, "--valid-dataset", train)
     assert (code, "valid_dataset stands beside dataset" in said) == (1, True)
-    code, said = ask("evaluate", workspace_of_imports, "--set", f"train.dataset='{train}'")
-    assert (code, "train.dataset is for csc train alone" in said) == (1, True)
+    for stage in ("evaluate", "register", "promote", "run"):
+        code, said = ask(stage, workspace_of_imports, "--set", f"train.dataset='{train}'")
+        assert (code, "train.dataset is for csc train alone" in said) == (1, True), said
 
 
 def test_a_dataset_that_is_named_by_a_path_is_a_place_and_one_by_an_id_is_none() -> None:
