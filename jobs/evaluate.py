@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from csc_model.calibration import Calibration, calibrate
+from jobs.array_examples import ArrayExample, array_examples, choose_talkers
 from jobs.config import Config
 from jobs.embedding import MFCC, MFCC_ID, Embeddings, System
 from jobs.evaluation_page import page
@@ -126,6 +127,14 @@ class Evaluator:
         figures = summarise_extraction(measured, scores, pairs, self.trials, self.config)
         return {"extraction": figures}
 
+    def arrays(self, system: System) -> list[ArrayExample]:
+        """Return examples of arrays, as many as are wanted."""
+        talkers = choose_talkers(self.trials, self.config.evaluate.arrays)
+        if not talkers:
+            return []
+        audio = self.test.audio_of(sorted({place for pair in talkers for place in pair}))
+        return list(array_examples(self.test.model(system), audio, talkers, self.config.seed))
+
     def cohort(self, system: System) -> Views | None:
         """Return a vector of each of some training speakers, if any are asked for."""
         if not self.config.evaluate.cohort:
@@ -165,6 +174,7 @@ def evaluate(
     if folder.exists(INDEX):
         return Evaluated(folder, folder.read_json(INDEX))
     systems = _systems(evaluator.test, trained, evaluator.config, against)
+    rooms = evaluator.arrays(systems[0])  # first: a package that is missing is not found last
     found = {system.name: evaluator.scores(system) for system in systems}
     cohort, trials = evaluator.cohort(systems[0]), evaluator.trials
     if cohort is not None:
@@ -194,7 +204,7 @@ def evaluate(
     for name, (_, png) in plots.items():
         folder.put(name, png)
     made = _examples(evaluator, systems[0], found[CSC_NAME], index)
-    folder.put(PAGE_FILE, page(index, dict(plots.values()), made).encode())
+    folder.put(PAGE_FILE, page(index, dict(plots.values()), made, rooms).encode())
     folder.put_json(INDEX, index)
     return Evaluated(folder, index)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from jobs.array_examples import ArrayExample
 from jobs.examples import KINDS, Example, Sound
 from jobs.extraction_report import CELLS, extraction_rows, extraction_title
 from jobs.extraction_summary import NOTHING_DB
@@ -37,7 +38,12 @@ OF_EXTRACTION = (
 )
 
 
-def page(index: Mapping[str, Any], plots: Mapping[str, bytes], examples: Iterable[Example]) -> str:
+def page(
+    index: Mapping[str, Any],
+    plots: Mapping[str, bytes],
+    examples: Iterable[Example],
+    arrays: Sequence[ArrayExample] = (),
+) -> str:
     """Return the page of an evaluation's index, its plots by caption, and its examples."""
     trials = index["trials"]
     facts = (
@@ -64,6 +70,8 @@ def page(index: Mapping[str, Any], plots: Mapping[str, bytes], examples: Iterabl
             *(_plot(caption, png) for caption, png in plots.items()),
             "<h2>To listen to</h2>",
             *map(_example, examples),
+            "<h2>With several microphones</h2>" if arrays else "",
+            *(_heard(example.about, "", example.sounds) for example in arrays),
             "<h2>What the words mean</h2><dl>",
             *(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _words(index)),
             "</dl></main></body></html>\n",
@@ -166,11 +174,13 @@ def _example(example: Example) -> str:
         f"{example.condition}: {example.enrolled} enrolled, {example.tested} heard{over}; score "
         f"{example.score:.2f}, probability of one speaker {example.probability:.0%}"
     )
-    title = f"{example.kind}: {KINDS[example.kind]}"
-    sounds = "".join(map(_sound, example.sounds))
+    return _heard(f"{example.kind}: {KINDS[example.kind]}", about, example.sounds)
+
+
+def _heard(title: str, about: str, sounds: Iterable[Sound]) -> str:
     return (
         f"<section class=example><h3>{escape(title)}</h3><p>{escape(about)}</p>"
-        f"<div class=sounds>{sounds}</div></section>"
+        f"<div class=sounds>{''.join(map(_sound, sounds))}</div></section>"
     )
 
 

@@ -30,6 +30,7 @@ NEAREST_M = 0.75  # from a speaker to the array
 JITTER = 0.35  # of a speaker's share of the circle, to either side: two are 54 degrees apart
 HEIGHTS_M = (1.1, 1.8)  # of mouths
 TABLE_M = (0.8, 1.4)  # of arrays
+LEVEL_DBFS, NOISE_DB = -25.0, -30.0  # of a voice, and of a microphone's noise below all voices
 
 
 class ArrayConfig(Strict):
@@ -131,6 +132,31 @@ def array_images(recipe: ArrayRecipe, dry: Floats) -> Floats:
 
     responses = _responses(recipe)
     return np.asarray(oaconvolve(dry[:, None], responses, axes=-1)[..., : dry.shape[-1]])
+
+
+class Scene(NamedTuple):
+    """Talkers in front of an array."""
+
+    mixture: Floats  # (mic, time)
+    images: Floats  # (source, time), as the first microphone hears each alone
+
+
+def array_scene(recipe: ArrayRecipe, dry: Floats, seed: int, index: int) -> Scene:
+    """Have sources `(source, time)` speak at once, all as loud at the first microphone.
+
+    Each microphone has noise of its own besides, a pure function of seed and index, 30 dB below
+    what the first one hears.
+
+    Raises:
+        CscError: as of `array_images`.
+    """
+    images = array_images(recipe, dry)
+    power = np.square(images[:, :1]).mean(-1, keepdims=True)
+    images *= 10 ** (LEVEL_DBFS / 20) / np.sqrt(np.maximum(power, 1e-20))
+    speech = images.sum(0)
+    noise = np.random.Generator(np.random.Philox(key=stream_key(seed, "noise", index)))
+    level = 10 ** (NOISE_DB / 20) * np.sqrt(np.square(speech[0]).mean())
+    return Scene(speech + level * noise.standard_normal(speech.shape), images[:, 0])
 
 
 def _responses(recipe: ArrayRecipe) -> Floats:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from csc_model import metrics
 from csc_model.model import CSC
+from jobs.array_examples import choose_talkers
 from jobs.config import Config, load_config
 from jobs.console import console, present
 from jobs.evaluate import Evaluated, Evaluator, evaluate, evaluation_id
@@ -50,7 +51,7 @@ from tests.conftest import serially, voice
 from tests.whole_run import SMALL
 
 CONDITIONS = {"clean": Condition(), "sir_0_db": Condition(interferers=1, seconds=1.0)}
-SIDES = 5
+SIDES, ROOMS = 5, 2
 FAST = ["frontend='stft'", "trunk='tcn'", "window=512", "hop=256"]
 
 
@@ -69,6 +70,7 @@ def extracting(sides: int, extractor: str = "film") -> Config:
     task = "csc" if extractor == "none" else "extract"
     conditions = "{clean={},sir_0_db={interferers=1,seconds=1.0}}"
     more = [f"train.task='{task}'", "train.init_from='folder'", f"evaluate.extraction={sides}"]
+    more.append(f"evaluate.arrays={ROOMS}")
     more += [f"evaluate.trials.conditions={conditions}", "promote.guarded=['clean']"]
     model = [f"model.{setting}" for setting in (*FAST, f"extractor='{extractor}'")]
     return load_config("demo", [*SMALL, *more, *model, "train.validate_on=['clean']"])
@@ -349,13 +351,25 @@ def test_an_evaluation_measures_extraction(evaluated: Evaluated) -> None:
         assert ("improvement_db" in row) == (row["condition"] != "clean")
 
 
+def test_the_page_has_arrays_to_listen_to(evaluated: Evaluated, evaluator: Evaluator) -> None:
+    _, page = evaluated.folder.read("report.html").decode().split("<h2>With several microphones")
+    assert page.count("<section class=example>") == ROOMS
+    for heard in ("microphone 1", "voice 1, one microphone", "voice 2, beam"):
+        assert page.count(f"<b>{heard}</b>") == ROOMS
+    trials = evaluator.trials
+    for one, other in choose_talkers(trials, ROOMS):
+        assert trials.speakers[one] != trials.speakers[other]
+        assert f"{trials.speakers[one]} and {trials.speakers[other]}, equally loud, 4 micro" in page
+
+
 def test_the_page_and_the_terminal_show_extraction(evaluated: Evaluated) -> None:
     page = evaluated.folder.read("report.html").decode()
     row = evaluated.about["extraction"]["results"][-1]
     cell = f"{row['si_snr_db']['value']:.1f} ["
     assert f"Extraction from {SIDES} test sides" in page
     assert f"<td>sir_0_db</td><td>extracted</td><td>{cell}" in page
-    assert page.count("<b>extracted</b> score ") == page.count("<section class=example>") > 0
+    examples = page.count("<section class=example>") - ROOMS
+    assert page.count("<b>extracted</b> score ") == examples > 0
     with console.capture() as said:
         present(tables(evaluated.about))
     assert "extracted" in said.get()

@@ -32,9 +32,9 @@ from csc_model.model import CONFIG_FILE, CSC
 from jobs.config import Config, load_config
 from jobs.console import progress
 from jobs.datasets import find_dataset
-from jobs.scoring import matched
+from jobs.scoring import matched, padded
 from jobs.verify import load_verifier
-from pipeline.arrays import ArrayConfig, array_images, array_recipe
+from pipeline.arrays import ArrayConfig, array_recipe, array_scene
 from pipeline.audio import to_float
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
@@ -46,7 +46,6 @@ from pipeline.storage import Folder
 
 MICROPHONES = (2, 4, 6)
 RT60_S = (0.2, 0.4, 0.6)
-LEVEL_DBFS, NOISE_DB = -25.0, -30.0
 FLOORS_DB = (-6.0, -20.0)
 REPLICATES = 1000
 
@@ -82,20 +81,15 @@ def talkers(store: Folder, count: int, seconds: float, seed: int) -> Iterator[ND
 def scene(dry: NDArray[np.float64], index: int, rt60_s: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return a mixture `(mic, time)` and the images at the first microphone `(source, time)`."""
     config = ArrayConfig(microphones=max(MICROPHONES), rt60_min_s=rt60_s, rt60_max_s=rt60_s)
-    images = array_images(array_recipe(seed, index, config), dry)
-    power = np.square(images[:, :1]).mean(-1, keepdims=True)
-    images *= 10 ** (LEVEL_DBFS / 20) / np.sqrt(power)
-    speech = images.sum(0)
-    noise = np.random.Generator(np.random.Philox(key=stream_key(seed, "noise", index)))
-    level = 10 ** (NOISE_DB / 20) * np.sqrt(np.square(speech[0]).mean())
-    mixture = speech + level * noise.standard_normal(speech.shape)
-    return torch.from_numpy(mixture).float(), torch.from_numpy(images[:, 0]).float()
+    made = array_scene(array_recipe(seed, index, config), dry, seed, index)
+    return torch.from_numpy(made.mixture).float(), torch.from_numpy(made.images).float()
 
 
 @torch.inference_mode()
 def gains_db(model: CSC, mixture: Tensor, images: Tensor) -> dict[tuple[str, int | None], float]:
     """Return the improvement by each system and number of microphones."""
-    sources = matched(model.sources(mixture[:1]), images.unsqueeze(0))[0]
+    slots = padded(images.numpy(), model.config.num_slots)
+    sources = matched(model.sources(mixture[:1]), slots.unsqueeze(0))[0, : len(images)]
     made: dict[tuple[str, int | None], Tensor] = {("the model, one microphone", None): sources}
     for count in MICROPHONES:
         heard = mixture[:count]

@@ -19,11 +19,19 @@ from tests.benchmarks.campaign.scoring import (
     table,
     write_scores,
 )
-from tests.benchmarks.campaign.systems import CSC_SYSTEMS, DATASETS, EXTRACTORS, PEERS, Stage
+from tests.benchmarks.campaign.systems import (
+    CSC_SYSTEMS,
+    DATASETS,
+    EXTRACTORS,
+    PEERS,
+    SEPARATORS,
+    Stage,
+)
 from tests.benchmarks.campaign.training import train_csc, train_peer
 
 FILE = str(Path(__file__).parent / "campaign.toml")
 LDA = "mfcc_lda"
+SYSTEMS = [*CSC_SYSTEMS, *PEERS, *EXTRACTORS, *SEPARATORS, LDA]
 Given = list[str]
 
 
@@ -81,6 +89,14 @@ def run_extractor(name: str, seed: int, given: Given) -> None:
         train_csc(config, seed, before, folder)
 
 
+def run_separator(name: str, seed: int, given: Given) -> None:
+    """Train a separator, to be heard by `tests.benchmarks.arrays`."""
+    config = configured(SEPARATORS[name], seed, given)
+    folder = Path(config.workspace) / "separators" / name / str(seed)
+    if not (folder / "cost.json").exists():
+        train_csc(config, seed, None, folder)
+
+
 def stage_folder(root: Path, name: str, number: int, seed: int) -> Path:
     """Return where a stage lies: equal first stages are one, trained once for each seed."""
     stages = CSC_SYSTEMS[name][: number + 1]
@@ -96,7 +112,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=["prepare", "run", "table", "figure"])
-    parser.add_argument("system", nargs="?", choices=[*CSC_SYSTEMS, *PEERS, *EXTRACTORS, LDA])
+    parser.add_argument("system", nargs="?", choices=SYSTEMS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], dest="given")
     told = parser.parse_args()
@@ -105,6 +121,8 @@ def main() -> None:
         prepare(told.given)
     elif told.what == "run" and told.system in EXTRACTORS:
         run_extractor(told.system, told.seed, told.given)
+    elif told.what == "run" and told.system in SEPARATORS:
+        run_separator(told.system, told.seed, told.given)
     elif told.what == "run":
         run(told.system, told.seed, told.given)
     elif told.what == "figure":

@@ -7,6 +7,7 @@ Steps are chosen for about 2,000 core-seconds on the machine of the published re
 from typing import Literal, NamedTuple
 
 SEPARATION_STEPS, HEAD_STEPS = 5100, 2000
+SEPARATOR_STEPS = 1700
 NO_SEPARATION_STEPS = 3800
 PAIRS = (
     "build.mixing.interferer_shares=[0.0, 1.0]",
@@ -18,7 +19,7 @@ PAIRS = (
 class Stage(NamedTuple):
     """One training, which begins with the weights of the stage before."""
 
-    dataset: Literal["pairs", "wild", "asked"]
+    dataset: Literal["pairs", "pairs_10", "pairs_1", "mixed", "wild", "asked"]
     steps: int
     changes: tuple[str, ...] = ()
 
@@ -118,8 +119,20 @@ DATASETS: dict[str, tuple[str, ...]] = {
     "wild": (),
     "pairs": PAIRS,
     "asked": ("build.mixing.absent_share=0.1", "build.mixing.sir_max_db=5.0"),
+    "pairs_10": (*PAIRS, "build.train_episodes=400"),
+    "pairs_1": (*PAIRS, "build.train_episodes=40"),
+    "mixed": (
+        "build.mixing.mixit_share=1.0",
+        "build.mixing.interferer_shares=[0.0, 0.0, 0.0, 1.0]",
+        "build.mixing.noise_share=0.0",
+        "build.mixing.sir_max_db=5.0",
+        "model.num_slots=4",
+    ),
 }
-"""What differs in the mixtures; those of `asked` may lack the voice that is asked for."""
+"""What differs in the mixtures; those of `asked` may lack the voice that is asked for.
+
+Of those of `mixed` no voice is known: they are sums of two mixtures of two.
+"""
 
 
 def _extractor(name: str, steps: int, *changes: str) -> Stage:
@@ -136,6 +149,14 @@ EXTRACTORS = {
     ),
 }
 """Networks that let one voice through, each trained for what `csc` of the same seed has come to."""
+
+SEPARATORS = {
+    "isolated_100": SEPARATION._replace(steps=SEPARATOR_STEPS),
+    "isolated_10": SEPARATION._replace(dataset="pairs_10", steps=SEPARATOR_STEPS),
+    "isolated_1": SEPARATION._replace(dataset="pairs_1", steps=SEPARATOR_STEPS),
+    "mixit": SEPARATION._replace(dataset="mixed", steps=SEPARATOR_STEPS),
+}
+"""Separators for as many steps, told the voices of all mixtures, of a part of them, or of none."""
 
 PEERS = {"ecapa": 9000, "same_trunk": 15000}
 """Plain networks on the mixture as it is, trained with AAM-softmax on the anchor; their steps."""
