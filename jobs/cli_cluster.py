@@ -97,7 +97,7 @@ def submit(
         _check_new(server, job)
         if is_local(wanted.workspace):
             say(f"workspace {wanted.workspace}: every node of the cluster has to see this folder")
-        job_id = submit_job(server, stage, wanted, variables)
+        job_id = submit_job(server, stage, wanted, variables, _warn)
         say(f"{job_id}: submitted to {server.url}")
     if detach:
         say(_hints(server, job_id))
@@ -127,19 +127,21 @@ def _hints(server: "JobServer", job_id: str) -> str:
 
 def _follow(server: "JobServer", job_id: str) -> None:
     """Show a job's log, and end as the job does."""
+    from jobs.following import follow
     from jobs.jobserver import GO_ON
 
-    def warn(text: str) -> None:
-        typer.echo(text, err=True)
-
     with interruptible(f"detached: the job goes on\n{_hints(server, job_id)}"):
-        job = server.follow(job_id, lambda text: typer.echo(text, nl=False), warn)
+        job = follow(server, job_id, lambda text: typer.echo(text, nl=False), _warn)
     if job.state == "FAILED" and job.command_exit_code is None:
-        warn(job.message)  # of what came before the command, its log does not tell
+        _warn(job.message)  # of what came before the command, its log does not tell
     if job.lost:
-        warn(f"it is lost with the node that it ran on: {GO_ON}")
-    warn(f"{job.id}: {job.state} ({_took(job)})")
+        _warn(f"the process that watched it ended, with its node or for want of memory: {GO_ON}")
+    _warn(f"{job.id}: {job.state} ({_took(job)})")
     raise typer.Exit(job.exit_code)
+
+
+def _warn(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 @jobs_app.callback(invoke_without_command=True)

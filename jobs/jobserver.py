@@ -1,12 +1,10 @@
 """The job server of a Ray cluster: who answers there, which jobs are ours, and what they say."""
 
-import asyncio
-import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,8 +15,6 @@ from pipeline.errors import CscError
 DEFAULT_URL = "http://127.0.0.1:8265"
 URL_VARIABLE = "RAY_API_SERVER_ADDRESS"
 RAY_VARIABLE = "RAY_ADDRESS"  # which may as well name what is no job server
-PATIENCE_S = 300.0  # that a server may be out of reach while a job is followed
-SILENCE_S = 60.0  # after which a log is asked for anew, as its connection may be dead
 ANSWER_S = 60.0  # that a server may be silent for: Ray's client would wait for ever
 NOT_YET = "No available agent"  # what a head answers that has only just begun
 BEGINS_S = 60.0  # that it may do so
@@ -26,7 +22,8 @@ STOPPED = 130  # exit code, as after Ctrl-C
 STOP_GRACE_S = 30  # from the signal until what has not ended is killed
 RETRY_S = POLL_S = 1.0
 UNDER_WAY = ("PENDING", "RUNNING")
-LOST_WITH_NODE = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_FAILURE")
+WATCHER_DIED = "JOB_SUPERVISOR_ACTOR_DIED"
+WATCHER_MISSED = "JOB_SUPERVISOR_ACTOR_START_FAILURE"  # and has a node only if it was there once
 GO_ON = "submit again, to go on from what the workspace holds"
 MOST_NAMED = 20
 RAY_LOGGERS = (
@@ -43,6 +40,10 @@ STOPPED_BY = {
 
 class LostError(CscError):
     """The server did not answer, or not as it should: later it may."""
+
+
+class SilentError(LostError):
+    """The server did not answer: it may have done what it was asked."""
 
 
 class UnknownJobError(CscError):
@@ -62,7 +63,7 @@ class Job(NamedTuple):
     began: datetime | None
     ended: datetime | None
     command_exit_code: int | None  # None where the command did not begin or was stopped
-    lost: bool  # with the node that its command ran on
+    lost: bool  # with the process that watched its command
 
     @property
     def under_way(self) -> bool:
@@ -117,14 +118,10 @@ class JobServer:
         """
         self.url, headers = url, authorization()
         check_server(url, headers)
-        from ray.job_submission import JobSubmissionClient
-
         for name in RAY_LOGGERS:  # each is set to tell of every upload
             logging.getLogger(name).setLevel(logging.WARNING)
         with self._explained(), _variable(URL_VARIABLE, url):  # which goes before what it is told
-            self._client = JobSubmissionClient(url, headers=headers)
-        request = functools.partial(self._client._do_request, timeout=ANSWER_S)
-        self._client._do_request = request
+            self._client = _client(url, headers)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -136,7 +133,7 @@ class JobServer:
         except AuthenticationError as error:
             raise CscError(refusal(self.url, sent=True)) from error
         except (RequestException, OSError) as error:
-            raise LostError(
+            raise SilentError(
                 f"the cluster at {self.url} does not answer: see whether it runs"
             ) from error
         except RuntimeError as error:  # the server's trace
@@ -164,29 +161,45 @@ class JobServer:
         return job
 
     def submit(
-        self, job_id: str, command: str, about: dict[str, str], runtime_env: dict[str, Any]
+        self,
+        job_id: str,
+        command: str,
+        about: dict[str, str],
+        runtime_env: dict[str, Any],
+        warn: Callable[[str], object],
     ) -> None:
         """Have a command run on the cluster; `about` has what `Job` tells of it.
 
         Raises:
             CscError: a job of this id has been submitted before, or the server says why not.
         """
-        until = time.monotonic() + BEGINS_S
+        until, warned = time.monotonic() + BEGINS_S, False
         while True:
             try:
-                with self._explained():
-                    self._client.submit_job(
-                        submission_id=job_id,
-                        entrypoint=command,
-                        metadata=about,
-                        runtime_env=runtime_env,
-                    )
+                return self._submit(job_id, command, about, runtime_env)
             except LostError as error:
                 if NOT_YET not in str(error) or time.monotonic() > until:
                     raise
-                time.sleep(RETRY_S)
-            else:
-                return
+            if not warned:
+                warn(f"the cluster at {self.url} has only just begun: waiting {BEGINS_S:.0f} s")
+            warned = True
+            time.sleep(RETRY_S)
+
+    def _submit(
+        self, job_id: str, command: str, about: dict[str, str], runtime_env: dict[str, Any]
+    ) -> None:
+        try:
+            with self._explained():
+                self._client.submit_job(
+                    submission_id=job_id,
+                    entrypoint=command,
+                    metadata=about,
+                    runtime_env=runtime_env,
+                )
+        except SilentError as error:
+            raise SilentError(
+                f"{error}; {job_id} may have been submitted all the same: look with csc jobs"
+            ) from error
 
     def log(self, job_id: str) -> str:
         """Return what a job has said so far."""
@@ -207,73 +220,30 @@ class JobServer:
             job = self.job(job_id)
         return job
 
-    def follow(
-        self, job_id: str, write: Callable[[str], object], warn: Callable[[str], object]
-    ) -> Job:
-        """Write the log of a job that is there as it grows, and return the job when it has ended.
+    def tail(self, job_id: str) -> AsyncGenerator[str, None]:
+        """Yield a log from its beginning, in parts, and what is added until the job has ended."""
+        return self._client.tail_job_logs(job_id)
 
-        A lost connection is taken up again, and what was written is not written twice.
+    def recover(self, job_id: str) -> None:
+        """Have the head see whether a job is lost that a head before it began.
 
-        Raises:
-            CscError: the cluster stayed out of reach, or came back and does not know the job.
+        A new head finds such a job in its Redis, and lists it as under way until its agent is
+        first asked for something. A log is asked for where the job began; a submission reaches
+        the agent, which looks after what it finds, refuses an id that is there, and runs nothing.
         """
-        log, lost_at = _Log(write), 0.0
-        while True:
-            asyncio.run(self._tail(job_id, log))
-            try:
-                job = self.job(job_id)
-                if not job.under_way:
-                    log.take(self.log(job_id), begins=True)
-                    return job
-                lost_at = 0.0
-            except LostError as error:
-                if not lost_at:
-                    lost_at = time.monotonic()
-                    warn(f"{error}; the job may go on, trying again for {PATIENCE_S:.0f} s")
-                if time.monotonic() - lost_at > PATIENCE_S:
-                    raise CscError(
-                        f"{error}. Once it does, submit again with --attach: what still runs is "
-                        "followed; else it goes on from what the workspace holds"
-                    ) from error
-            except UnknownJobError as error:
-                raise CscError(
-                    f"{job_id} is lost with the head of the cluster: what answers at {self.url} "
-                    f"began anew; {GO_ON}"
-                ) from error
-            time.sleep(RETRY_S)
-
-    async def _tail(self, job_id: str, log: "_Log") -> None:
-        """Take a log up from its beginning, to its end or to that of the connection."""
-        from aiohttp import ClientError
-
-        begins = True
-        async with aclosing(self._client.tail_job_logs(job_id)) as parts:
-            while True:
-                try:
-                    async with asyncio.timeout(SILENCE_S):
-                        part = await anext(parts, None)
-                except (ClientError, OSError, RuntimeError):
-                    return
-                if part is None:
-                    return
-                log.take(part, begins=begins)
-                begins = False
+        with suppress(LostError), self._explained():
+            self._client.submit_job(submission_id=job_id, entrypoint="true")
 
 
-class _Log:
-    """Writes a log that is read from its beginning several times, each part once."""
+def _client(url: str, headers: dict[str, str]) -> Any:
+    """Return Ray's client, which by itself would wait for an answer for ever."""
+    from ray.job_submission import JobSubmissionClient
 
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write, self._written, self._place = write, 0, 0
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._do_request(*args, timeout=ANSWER_S, **kwargs)
 
-    def take(self, part: str, *, begins: bool) -> None:
-        """Write what is new of a part, which goes on after the last one or begins anew."""
-        self._place = 0 if begins else self._place
-        new = part[max(0, self._written - self._place) :]
-        self._place += len(part)
-        self._written = max(self._written, self._place)
-        if new:
-            self._write(new)
+    return Client(url, headers=headers)
 
 
 def _job(details: Any) -> Job | None:
@@ -292,8 +262,14 @@ def _job(details: Any) -> Job | None:
         began=_moment(details.start_time),
         ended=_moment(details.end_time),
         command_exit_code=details.driver_exit_code,
-        lost=details.error_type in LOST_WITH_NODE,
+        lost=_lost(details),
     )
+
+
+def _lost(details: Any) -> bool:
+    """Say whether the process that watched a command was there and is no more."""
+    missed = details.error_type == WATCHER_MISSED and details.driver_node_id is not None
+    return missed or details.error_type == WATCHER_DIED
 
 
 def _moment(milliseconds: int | None) -> datetime | None:

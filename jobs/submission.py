@@ -6,7 +6,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,11 @@ def under_way(server: JobServer, stage: str, config: Config) -> Job | None:
 
 
 def submit(
-    server: JobServer, stage: str, config: Config, variables: dict[str, str] | None = None
+    server: JobServer,
+    stage: str,
+    config: Config,
+    variables: dict[str, str],
+    warn: Callable[[str], object],
 ) -> str:
     """Have a stage run on a cluster; return the id of the job, such as csc-run-1a2b3c4d-2.
 
@@ -140,6 +144,7 @@ def submit(
         stage: a command of `csc`.
         config: as `for_cluster` returns it.
         variables: of the environment, that the nodes do not have.
+        warn: is told if the cluster lets wait.
     """
     digest = digest_of(config)
     job_id = _next_id(f"csc-{stage}-{digest[:8]}-", server.jobs())
@@ -152,10 +157,10 @@ def submit(
     with packed(config) as folder:
         environment = {
             "working_dir": str(folder),
-            "env_vars": {**(variables or {}), **STOPPED_BY},
+            "env_vars": {**variables, **STOPPED_BY},
         }
         command = f"python -m jobs {stage} --config {CONFIG_FILE}"
-        server.submit(job_id, command, about, environment)
+        server.submit(job_id, command, about, environment, warn)
     return job_id
 
 

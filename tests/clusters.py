@@ -34,11 +34,10 @@ PATIENCE_S = 300
 class Nodes:
     """A head with a job server and no CPUs, and nodes of one CPU, as processes of this machine."""
 
-    def __init__(self, count: int, root: Path, **system: Any) -> None:
+    def __init__(self, root: Path, **system: Any) -> None:
         self.root, self._port, self._system = root, free_port(), system
         self.url = f"http://127.0.0.1:{self._port}"
         self.cluster = Cluster()
-        self.begin(count)
 
     def begin(self, count: int) -> None:
         """Start a head, always at the same address, and nodes."""
@@ -112,8 +111,9 @@ def nodes_up(count: int, **system: Any) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         # where the head finds the Python of what is submitted
         patch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
-        nodes = Nodes(count, root, **system)
+        nodes = Nodes(root, **system)
         try:
+            nodes.begin(count)
             yield nodes
         finally:
             nodes.cluster.shutdown()

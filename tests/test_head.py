@@ -1,17 +1,25 @@
 """Runs on a cluster that loses its head, or hears nothing of a node that goes on and comes back."""
 
+import asyncio
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private.ray_constants import KV_NAMESPACE_DASHBOARD
+from ray._raylet import GcsClient
+from ray.dashboard.consts import DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX
+from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient, JobStatus
 
 from jobs.config import Config, load_config
+from jobs.following import follow
+from jobs.jobserver import JobServer
 from jobs.run import Run
 from pipeline.build import build
 from pipeline.storage import Folder
 from tests.clusters import (
+    PATIENCE_S,
     Nodes,
     checkpointed,
     held,
@@ -22,6 +30,7 @@ from tests.clusters import (
     written,
 )
 from tests.conftest import make_store, serially, shard_hashes
+from tests.test_run_server import free_port
 from tests.whole_run import SMALL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -31,6 +40,7 @@ HEALTH = {  # by the checks of Ray's head, a node is dead so soon; by default it
     "health_check_timeout_ms": PERIOD_MS,
     "health_check_failure_threshold": MISSED,
 }
+ABOUT = {"stage": "run", "config": "0", "workspace": "/w", "by": "me@here"}
 SIZES = [
     "build.train_episodes=192",
     "build.shard_mb=0.4",
@@ -88,6 +98,49 @@ def test_a_command_whose_head_is_lost_says_so_and_the_next_goes_on(
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     agree(load_config("demo", settings), calm)
+
+
+def test_a_command_that_a_new_head_finds_in_its_redis_is_found_to_be_lost() -> None:
+    found = JobInfo(
+        status=JobStatus.RUNNING,
+        entrypoint="python -m jobs run",
+        start_time=int(time.time() * 1000),
+        metadata=ABOUT,
+        driver_agent_http_address=f"http://127.0.0.1:{free_port()}",
+        driver_node_id="f" * 56,  # of the head that was
+    )
+    warned: list[str] = []
+    with nodes_up(0) as nodes:
+        records = JobInfoStorageClient(GcsClient(address=nodes.cluster.address))
+        asyncio.run(records.put_info("csc-run-0-1", found))
+        server = JobServer(nodes.url)
+        assert server.job("csc-run-0-1").state == "RUNNING"
+        job = follow(server, "csc-run-0-1", print, warned.append)
+        assert (job.state, job.lost, job.exit_code) == ("FAILED", True, 1)
+        assert [job.id for job in server.jobs()] == ["csc-run-0-1"]
+    assert "is RUNNING and its log is silent" in warned[0]
+
+
+def test_a_head_that_has_only_just_begun_is_waited_for() -> None:
+    with nodes_up(0) as nodes:
+        kept = GcsClient(address=nodes.cluster.address)
+        agents = DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX.encode(), KV_NAMESPACE_DASHBOARD
+        until = time.monotonic() + PATIENCE_S
+        while not (keys := kept.internal_kv_keys(*agents)):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        address = kept.internal_kv_get(keys[0], KV_NAMESPACE_DASHBOARD)
+        kept.internal_kv_del(keys[0], False, KV_NAMESPACE_DASHBOARD)
+        warned: list[str] = []
+
+        def warn(text: str) -> None:
+            warned.append(text)
+            kept.internal_kv_put(keys[0], address, True, KV_NAMESPACE_DASHBOARD)
+
+        server = JobServer(nodes.url)
+        server.submit("csc-run-0-1", "true", ABOUT, {}, warn)
+        assert [job.id for job in server.jobs()] == ["csc-run-0-1"]
+    assert [text.endswith("has only just begun: waiting 60 s") for text in warned] == [True]
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.config import load_config
+from jobs.following import follow
 from jobs.jobserver import STOPPED_BY, JobServer, LostError, server_url
+from jobs.reach import check_server
 from jobs.submission import CONFIG_FILE, digest_of, for_cluster, packed, passed_on
 from pipeline.errors import CscError
 from tests.conftest import make_store, shard_hashes, write_corpus
@@ -132,7 +134,7 @@ def until(holds: Callable[[], bool], timeout_s: float = 60) -> None:
 def begin(server: JobServer, job_id: str, command: str, **about: str) -> str:
     """Submit a job of a shell command, which is sooner there than a stage."""
     marks = {"stage": "build", "config": "0", "workspace": "/w", "by": "me@here"} | about
-    server.submit(job_id, command, marks, {"env_vars": STOPPED_BY})
+    server.submit(job_id, command, marks, {"env_vars": STOPPED_BY}, print)
     return job_id
 
 
@@ -262,7 +264,7 @@ def test_a_log_goes_on_after_a_lost_connection_and_the_exit_code_is_the_commands
             cuts.append(text)
             proxy.cut()
 
-    job = JobServer(proxy.url).follow(job_id, write, print)
+    job = follow(JobServer(proxy.url), job_id, write, print)
     assert len(cuts) == 2
     lines = [line for line in "".join(written).splitlines() if line.startswith("line")]
     assert lines == [f"line {number}" for number in range(1, 9)]
@@ -270,7 +272,40 @@ def test_a_log_goes_on_after_a_lost_connection_and_the_exit_code_is_the_commands
     assert csc("jobs", "logs", "-f", job_id)[0] == 3
 
 
-def test_a_command_that_is_lost_with_its_node_says_what_to_do(server: JobServer) -> None:
+def test_an_outcome_is_told_also_where_the_log_can_no_more_be_read(server: JobServer) -> None:
+    job_id = begin(server, "csc-build-0-3", COUNTED.format(lines=1, code=3))
+    until(lambda: server.job(job_id).state == "FAILED")
+    logs = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent / "session_latest" / "logs"
+    (logs / f"job-driver-{job_id}.log").unlink()
+    (logs / f"job-driver-{job_id}.log").mkdir()
+    code, said = csc("jobs", "logs", "-f", job_id)
+    assert code == 3
+    assert "the end of its log cannot be read" in said
+    assert f"{job_id}: FAILED" in said
+
+
+def test_a_job_of_the_same_id_on_a_new_head_is_not_taken_for_the_one_that_was_followed(
+    server: JobServer,
+) -> None:
+    proxy = Proxy(int(server.url.rpartition(":")[2]))
+    proxy.start()
+    job_id = begin(server, "csc-build-0-4", COUNTED.format(lines=500, code=0))
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        written.append(text)
+        if "line 2\n" in text:
+            server.stop(job_id)
+            server._client.delete_job(job_id)  # a head without Redis has forgotten it, too
+            begin(server, job_id, "echo another")
+            proxy.cut()
+
+    with pytest.raises(CscError, match=r"lost with the head .* began anew; submit again"):
+        follow(JobServer(proxy.url), job_id, write, print)
+    assert "another" not in "".join(written)
+
+
+def test_a_command_that_is_lost_with_what_watched_it_says_what_to_do(server: JobServer) -> None:
     job_id = begin(server, "csc-build-0-2", COUNTED.format(lines=4321, code=0))
     until(lambda: "line 1\n" in server.log(job_id))
     commands = [process for process in psutil.process_iter() if "seq 4321" in words_of(process)]
@@ -279,7 +314,7 @@ def test_a_command_that_is_lost_with_its_node_says_what_to_do(server: JobServer)
     supervisor.kill()
     code, said = csc("jobs", "logs", "-f", job_id)
     assert code == 1
-    assert "is lost with the node that it ran on: submit again, to go on" in said
+    assert "ended, with its node or for want of memory: submit again, to go on" in said
     assert f"{job_id}: FAILED" in said
 
 
@@ -292,14 +327,32 @@ def words_of(process: psutil.Process) -> str:
 def test_a_server_that_falls_silent_is_not_waited_for_for_ever(
     server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.jobserver.ANSWER_S", 1.0)
     proxy = Proxy(int(server.url.rpartition(":")[2]))
     proxy.start()
     behind = JobServer(proxy.url)
-    assert behind.jobs() == server.jobs()
+    assert {job.id for job in behind.jobs()} == {job.id for job in server.jobs()}
+    monkeypatch.setattr("jobs.jobserver.ANSWER_S", 1.0)
     proxy.silent = True
     with pytest.raises(LostError, match="does not answer"):
         behind.jobs()
+    with pytest.raises(LostError, match="csc-build-0-5 may have been submitted all the same"):
+        begin(behind, "csc-build-0-5", "true")
+
+
+def test_a_server_that_falls_silent_after_its_first_answer_is_not_waited_for_either(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Proxy(int(server.url.rpartition(":")[2]))
+    proxy.start()
+
+    def check(url: str, headers: dict[str, str]) -> None:
+        check_server(url, headers)
+        proxy.silent = True
+
+    monkeypatch.setattr("jobs.jobserver.check_server", check)
+    monkeypatch.setattr("jobs.jobserver.ANSWER_S", 1.0)
+    with pytest.raises(LostError, match="does not answer"):
+        JobServer(proxy.url)
 
 
 def test_unknown_jobs_are_told_from_those_there_are(server: JobServer) -> None:
