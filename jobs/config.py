@@ -36,6 +36,9 @@ class EvaluateConfig(Strict):
         ge=0,
         description="test sides of a condition to measure extraction on, by a model that can",
     )
+    recogniser: str | None = Field(
+        None, description="package.module:function, for word error rates of extraction (csc[words])"
+    )
     arrays: int = Field(
         0, ge=0, description="rooms with an array to listen to in the report (csc[arrays])"
     )

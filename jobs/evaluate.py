@@ -123,7 +123,10 @@ class Evaluator:
         if not many or self.test.model(system).config.extractor == "none":
             return {}
         pairs = choose_pairs(self.trials, many)
-        measured = measure(self.test, system, pairs, self.run) if len(pairs.target) else {}
+        recogniser = self.config.evaluate.recogniser
+        measured = (
+            measure(self.test, system, pairs, self.run, recogniser) if len(pairs.target) else {}
+        )
         figures = summarise_extraction(measured, scores, pairs, self.trials, self.config)
         return {"extraction": figures}
 
@@ -158,7 +161,7 @@ def evaluation_id(
 ) -> str:
     """Return the name of the evaluation of some weights beside versions, by their names and ids."""
     versions = [TRIALS_VERSION, SIDES_VERSION, MFCC_ID]
-    unused = {"extraction"} if config.model.extractor == "none" else set()
+    unused = {"extraction", "recogniser"} if config.model.extractor == "none" else set()
     asked = config.evaluate.model_dump(exclude=unused)
     parts = [weights, asked, config.seed, dict(against), versions]
     return config_hash([*parts, given.model_dump()] if given else parts)

@@ -30,6 +30,7 @@ OF_EXTRACTION = (
     ("SI-SNRi of an output", "what that is above the SI-SNR of the mixture"),
     ("wrong speaker", "outputs that are nearer, by SI-SNR, to somebody else in the mixture"),
     ("no gain", f"outputs that are not {NOTHING_DB:g} dB nearer to the target than the mixture"),
+    ("WER", "words that the recogniser hears otherwise than in the voice alone, of those there"),
     ("left if absent", "level over the mixture, -30 dB at least, if who is asked for is not there"),
     (
         "EER %, extracted",

@@ -21,6 +21,7 @@ from csc_model.losses import SILENT, si_snr_db
 from csc_model.model import ACTIVE, CSC
 from jobs.embedding import Embeddings, System, added_model, on_device, opened
 from jobs.scoring import embed_with, enrol
+from jobs.words import Recogniser, recogniser_named, word_errors
 from pipeline.schema import Runner, Task, config_hash
 from pipeline.sides import Side, TrialAudio, side_id
 from pipeline.storage import Folder
@@ -51,6 +52,7 @@ class Measured(NamedTuple):
     si_snr_db: Floats  # (side, signal, voice), of the mixture and both outputs, the target first
     kept_db: Floats  # (side, output), the level over the target's own
     left_db: Floats  # (side, output), over the mixture, of a voice that is not there
+    words: Floats  # (side, 1 + signal), in the voice alone, errors in the rest; nan: nobody asked
     cosine: Floats  # (side, 2), of what was extracted with who was asked for: target, absent
 
 
@@ -83,37 +85,49 @@ def _one_of_each(places: Places, test: Places, chosen: Places) -> Places:
 
 
 def measure(
-    embeddings: Embeddings, system: System, pairs: Pairs, run: Runner
+    embeddings: Embeddings, system: System, pairs: Pairs, run: Runner, recogniser: str | None
 ) -> dict[str, Measured]:
-    """Ask for the voices of pairs under each condition; what was measured before is read."""
+    """Ask for the voices of pairs under each condition; what was measured before is read.
+
+    Raises:
+        CscError: the recogniser cannot be used.
+    """
+    if recogniser is not None:
+        recogniser_named(recogniser)  # so that what is wrong is said before any work
     trials, folder = embeddings.trials, embeddings.folder.child(system.id)
     there = {file.name for file in folder.list()}
     tasks = []
     for part in pairs.chunks():
-        missing = [name for name in trials.conditions if _file(trials, part, name) not in there]
+        missing = [
+            name for name in trials.conditions if _file(trials, part, name, recogniser) not in there
+        ]
         if missing:
             asked = {key: places.tolist() for key, places in part._asdict().items()}
             tasks.append(
-                embeddings.told | {"system": system.id, "conditions": missing, "pairs": asked}
+                embeddings.told
+                | {"system": system.id, "conditions": missing, "pairs": asked}
+                | {"recogniser": recogniser}
             )
     run(tasks, measure_sides)
     found = {}
     for name in trials.conditions:
-        parts = [load(folder.read(_file(trials, part, name))) for part in pairs.chunks()]
+        parts = [
+            load(folder.read(_file(trials, part, name, recogniser))) for part in pairs.chunks()
+        ]
         arrays = (np.concatenate([part[key] for part in parts]) for key in Measured._fields)
         found[name] = Measured(*arrays)
     return found
 
 
-def _file(trials: Trials, pairs: Pairs, condition: str) -> str:
-    """Return the file of a chunk: a hash of its test sides and enrolments."""
+def _file(trials: Trials, pairs: Pairs, condition: str, recogniser: str | None) -> str:
+    """Return the file of a chunk: a hash of its test sides, enrolments, and who hears words."""
     ids = trials.utterances["utterance_id"]
     sides = [side_id(trials, place, condition) for place in trials.test[pairs.target].tolist()]
     by = [
         [ids[place].as_py() for place in trials.enrolled[trials.enrolment[trial]].tolist()]
         for trial in np.concatenate(pairs).tolist()
     ]
-    return f"extraction-{config_hash([EXTRACTION_VERSION, sides, by])}.safetensors"
+    return f"extraction-{config_hash([EXTRACTION_VERSION, sides, by, recogniser])}.safetensors"
 
 
 def measure_sides(task: Task) -> None:
@@ -123,17 +137,19 @@ def measure_sides(task: Task) -> None:
     pairs = Pairs(*(np.array(task["pairs"][key], np.int64) for key in Pairs._fields))
     enrolled = trials.enrolled[trials.enrolment[np.stack(pairs)]]  # (voice, side, utterance)
     tests, folder = trials.test[pairs.target].tolist(), Folder(task["cache"]).child(task["system"])
+    hear = None if task["recogniser"] is None else recogniser_named(task["recogniser"])
     audio = TrialAudio(read, trials, sorted({*tests, *enrolled.ravel().tolist()}))
     vectors = _vectors(model, audio, enrolled)
     for name in task["conditions"]:
         many = 1 + trials.conditions[name].interferers
         found = [
-            measure_side(model, audio.side(place, name), many, vectors[:, number])
+            measure_side(model, audio.side(place, name), many, vectors[:, number], hear)
             for number, place in enumerate(tests)
         ]
         arrays = (np.stack(parts) for parts in zip(*found, strict=True))
         folder.put(
-            _file(trials, pairs, name), save(dict(zip(Measured._fields, arrays, strict=True)))
+            _file(trials, pairs, name, task["recogniser"]),
+            save(dict(zip(Measured._fields, arrays, strict=True))),
         )
 
 
@@ -146,7 +162,9 @@ def _vectors(model: CSC, audio: TrialAudio, enrolled: Places) -> Tensor:
 
 
 @torch.inference_mode()
-def measure_side(model: CSC, side: Side, voices: int, vectors: Tensor) -> Measured:
+def measure_side(
+    model: CSC, side: Side, voices: int, vectors: Tensor, recogniser: Recogniser | None = None
+) -> Measured:
     """Ask a test side, in which so many speak, for the voices of unit vectors `(2, dim)`.
 
     The target's and that of who is absent. Returns its row of each array.
@@ -156,13 +174,16 @@ def measure_side(model: CSC, side: Side, voices: int, vectors: Tensor) -> Measur
     known, activity = (part.cpu() for part in heard.mean())
     nearest = [slots[nearest_slot(known, activity, whose)] for whose in vectors]
     extracted = torch.stack([model.let_through(mixture, whose) for whose in vectors])
+    made = torch.stack([mixture, nearest[0], extracted[0]])
+    words = torch.full((1 + len(made),), torch.nan)
+    if recogniser is not None:
+        words = torch.from_numpy(word_errors(recogniser, side.voices[0], list(made.numpy())))
     again, _ = model.embed(extracted.to(next(model.parameters()).device))
     found = (
-        ratios_db(
-            torch.stack([mixture, nearest[0], extracted[0]]), torch.from_numpy(side.voices[:voices])
-        ),
-        leak_db(torch.stack([nearest[0], extracted[0]]), torch.from_numpy(side.voices[0])),
+        ratios_db(made, torch.from_numpy(side.voices[:voices])),
+        leak_db(made[1:], torch.from_numpy(side.voices[0])),
         leak_db(torch.stack([nearest[1], extracted[1]]), mixture),
+        words,
         (again[:, -1].cpu() * vectors).sum(-1),
     )
     return Measured(*(part.float().numpy() for part in found))

@@ -18,13 +18,22 @@ CELLS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "level dB": ("kept_db", partial(bounded, sign="+")),
     "left if absent dB, mean": ("left_db", bounded),
     "left if absent dB, median": ("left_median_db", "{:.1f}".format),
+    "WER %, mixture": ("wer_of_mixture", percent),
+    "WER %, output": ("wer", percent),
     "EER %, mixture": ("eer_of_mixture", percent),
     "EER %, extracted": ("eer", percent),
     "difference": ("eer_difference", partial(percent, sign="+")),
 }
 """By heading, what a cell says of a row, and how."""
 
-PAGE_ONLY = ("no gain %", "level dB", "left if absent dB, mean", "difference")
+PAGE_ONLY = (
+    "no gain %",
+    "level dB",
+    "WER %, mixture",
+    "WER %, output",
+    "left if absent dB, mean",
+    "difference",
+)
 BRIEFLY = [heading for heading in CELLS if heading not in PAGE_ONLY]
 
 

@@ -44,6 +44,7 @@ def summarise_extraction(
                 name: mean_over_speakers(values.astype(np.float64), tested, draws)._asdict()
                 for name, values in of_sides.items()
             }
+            means |= dict(_word_error_rates(found, number, tested, draws))
             median = {"left_median_db": float(np.median(of_sides["left_db"]))}
             results.append({"condition": condition, "output": output} | means | median)
         both = scores[condition][asked], found.cosine.T.ravel().astype(np.float64)
@@ -72,16 +73,35 @@ def outcomes(found: Measured, output: int, condition: Condition) -> dict[str, ND
 
 
 def mean_over_speakers(
-    values: Floats, speaker: NDArray[np.int64], draws: NDArray[np.int64]
+    values: Floats,
+    speaker: NDArray[np.int64],
+    draws: NDArray[np.int64],
+    among: Floats | None = None,
 ) -> metrics.Interval:
     """Return the mean of values `(side,)`, with an interval by how often speakers were drawn.
 
-    `draws` are `(replicate, speaker)`; a value counts as often as its speaker was drawn.
+    `draws` are `(replicate, speaker)`; a value counts as often as its speaker was drawn. With
+    `among`, `(side,)`, it is the sum of the values over the sum of those.
     """
-    weights = draws[:, speaker].astype(np.float64)
+    weights, among = (
+        draws[:, speaker].astype(np.float64),
+        np.ones_like(values) if among is None else among,
+    )
     with np.errstate(invalid="ignore"):  # a replicate without any of the speakers has no mean
-        replicates = weights @ values / weights.sum(1)
-    return metrics.interval(float(values.mean()), replicates)
+        replicates = weights @ values / (weights @ among)
+    return metrics.interval(float(values.sum() / among.sum()), replicates)
+
+
+def _word_error_rates(
+    found: Measured, output: int, speaker: NDArray[np.int64], draws: NDArray[np.int64]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Give the word error rates of mixtures and of an output, if a recogniser heard any words."""
+    words = found.words.astype(np.float64)
+    if np.isnan(words).any() or not words[:, 0].any():
+        return
+    for name, signal in (("wer_of_mixture", 1), ("wer", 2 + output)):
+        rate = mean_over_speakers(words[:, signal], speaker, draws, words[:, 0])
+        yield name, rate._asdict()
 
 
 def _error_rates(

@@ -70,7 +70,7 @@ def extracting(sides: int, extractor: str = "film") -> Config:
     task = "csc" if extractor == "none" else "extract"
     conditions = "{clean={},sir_0_db={interferers=1,seconds=1.0}}"
     more = [f"train.task='{task}'", "train.init_from='folder'", f"evaluate.extraction={sides}"]
-    more.append(f"evaluate.arrays={ROOMS}")
+    more += [f"evaluate.arrays={ROOMS}", "evaluate.recogniser='tests.test_words:levels'"]
     more += [f"evaluate.trials.conditions={conditions}", "promote.guarded=['clean']"]
     model = [f"model.{setting}" for setting in (*FAST, f"extractor='{extractor}'")]
     return load_config("demo", [*SMALL, *more, *model, "train.validate_on=['clean']"])
@@ -217,7 +217,8 @@ def test_outcomes_of_sides_that_were_worked_by_hand() -> None:
     extracted = [[20.0, -9.0], [12.0, -9.0], [-1.0, -0.5], [0.2, 0.1]]
     si_snr_db = np.array([mixture, slot, extracted], np.float32).swapaxes(0, 1)
     left_db = np.array([[-1, -5], [-2, -6], [-3, -7], [-4, -8]], np.float32)
-    found = Measured(si_snr_db, left_db + 1, left_db, np.zeros((4, 2), np.float32))
+    unheard, cosine = np.full((4, 4), np.nan, np.float32), np.zeros((4, 2), np.float32)
+    found = Measured(si_snr_db, left_db + 1, left_db, unheard, cosine)
     one = Condition(interferers=1)
     by_slot, by_extractor = (outcomes(found, output, one) for output in (0, 1))
     assert by_slot["wrong_speaker"].tolist() == [False, True, False, False]
@@ -245,7 +246,7 @@ def test_nothing_is_said_of_what_a_condition_does_not_have(
     condition: Condition, keys: set[str]
 ) -> None:
     found = Measured(
-        *(np.zeros(shape, np.float32) for shape in ((3, 3, 1), (3, 2), (3, 2), (3, 2)))
+        *(np.zeros(shape, np.float32) for shape in ((3, 3, 1), (3, 2), (3, 2), (3, 4), (3, 2)))
     )
     assert set(outcomes(found, 1, condition)) == keys
 
@@ -273,9 +274,14 @@ def drawn(trials: Trials, pairs: Pairs) -> tuple[dict[str, Measured], dict[str, 
         name: Measured(
             *(
                 rng.normal(size=shape).astype(np.float32)
-                for shape in ((many, 3, 1 + its.interferers), (many, 2), (many, 2), (many, 2))
+                for shape in (
+                    (many, 3, 1 + its.interferers),
+                    *[(many, 2)] * 2,
+                    (many, 4),
+                    (many, 2),
+                )
             )
-        )
+        )._replace(words=rng.integers(0, 5, (many, 4)).astype(np.float32))
         for name, its in trials.conditions.items()
     }
     return measured, {name: rng.normal(size=len(trials.test)) for name in trials.conditions}
@@ -289,6 +295,9 @@ def test_error_rates_are_those_of_the_pairs_that_were_asked(trials: Trials, conf
     target = np.repeat([True, False], 12)
     for row in found["results"]:
         its = measured[row["condition"]]
+        words, *errors = its.words.sum(0)
+        assert row["wer_of_mixture"]["value"] == pytest.approx(errors[0] / words)
+        assert row["wer"]["value"] == pytest.approx(errors[1 + (row["output"] != NEAREST)] / words)
         if row["output"] == NEAREST:
             assert "eer" not in row
             continue
@@ -349,6 +358,8 @@ def test_an_evaluation_measures_extraction(evaluated: Evaluated) -> None:
         assert -30.01 <= row["left_median_db"] <= 10
         assert ("wrong_speaker" in row) == (row["condition"] == "sir_0_db")
         assert ("improvement_db" in row) == (row["condition"] != "clean")
+        assert 0 <= row["wer"]["value"] <= 3
+        assert (row["wer_of_mixture"]["value"] == 0) == (row["condition"] == "clean")
 
 
 def test_the_page_has_arrays_to_listen_to(evaluated: Evaluated, evaluator: Evaluator) -> None:
