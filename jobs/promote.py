@@ -4,8 +4,6 @@ Judgement is by the same trials for both, paired, over speakers. What was decide
 run of the challenger, also a refusal.
 """
 
-import getpass
-import os
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,8 +17,10 @@ import pyarrow.parquet as pq
 from csc_model import metrics
 from csc_model.config import VARIANT
 from jobs.config import Config
+from jobs.console import say
 from jobs.evaluate import CSC_NAME, SCORES_FILE, Evaluator, score_table
 from jobs.lineage import missing
+from jobs.promotion_lock import Promotion, promotion, user
 from jobs.register import evaluation_path
 from jobs.registry import CHALLENGER, CHAMPION, TRIALS, Registry, Version
 from pipeline.errors import CscError
@@ -28,6 +28,7 @@ from pipeline.errors import CscError
 WHEN, WHO, FROM, WHY = (f"csc.promoted_{key}" for key in ("when", "by", "from", "why"))
 BACK_WHEN, BACK_WHY = "csc.rolled_back_when", "csc.rolled_back_why"
 DECISION, DECIDED = "csc.decision", "csc.decision_when"
+ALREADY = "it is champion already"
 
 
 class Decision(NamedTuple):
@@ -57,7 +58,9 @@ def promote(
             f"no version of {registry.model} has the alias {CHALLENGER}: run csc register"
         )
     if champion is not None and champion.number == challenger.number:
-        return Decision(True, "it is champion already", challenger, {})
+        if not dry_run:
+            _complete(registry, champion)
+        return Decision(True, ALREADY, challenger, {})
     decision = _decide(registry, challenger, champion, evaluator, keep=not dry_run)
     if forced and not decision.promoted:
         why = f"forced: {forced}; the gate: {decision.why}"
@@ -84,11 +87,12 @@ def rollback(registry: Registry, why: str) -> Version:
     previous, now = registry.version(before), _now()
     record = {"rolled_back": champion.number, "to": previous.number, "why": why}
     told = f"rolled back from version {champion.number}: {why}"
-    with registry.promotion():
+    with promotion(registry) as held:
         _check_champion(registry, champion)
-        registry.tag(champion, {BACK_WHY: why, BACK_WHEN: now})
-        registry.move_alias(CHAMPION, previous, {WHO: _user(), WHY: told, WHEN: now, BACK_WHEN: ""})
         _record(registry, champion.run_id, record, now)
+        # Before the alias: otherwise a kill in between would leave a version that the gate lets in.
+        registry.tag(champion, {BACK_WHY: why, BACK_WHEN: now})
+        _crown(registry, held, previous, _traces(told, now))
     return previous
 
 
@@ -135,12 +139,37 @@ def _keep(registry: Registry, decision: Decision, champion: Version | None, conf
         _record(registry, challenger.run_id, record, now)
         registry.tag(challenger, {DECISION: decision.why, DECIDED: now})
         return
-    before = champion.number if champion else "none"
-    tags = {WHO: _user(), FROM: before, WHY: decision.why, WHEN: now, BACK_WHEN: ""}
-    with registry.promotion():  # of two at once, the one who comes later finds another champion
+    with promotion(registry) as held:  # of two at once, the later one finds another champion
         _check_champion(registry, champion)
-        registry.move_alias(CHAMPION, challenger, tags)
         _record(registry, challenger.run_id, record, now)
+        # Before the alias: a champion can be taken back, and one that lacks the rest is seen.
+        registry.tag(challenger, {FROM: champion.number if champion else "none", WHEN: ""})
+        _crown(registry, held, challenger, _traces(decision.why, now))
+
+
+def _crown(registry: Registry, held: Promotion, version: Version, traces: dict[str, str]) -> None:
+    """Move the alias, which is what counts, and only then say on the version that it was moved."""
+    held.check()
+    registry.move_alias(CHAMPION, version)
+    try:
+        registry.tag(version, traces)
+    except CscError as error:
+        say(f"version {version.number} is champion, but this is not noted on it: {error}")
+
+
+def _complete(registry: Registry, champion: Version) -> None:
+    """Say on a champion that it is, where one was killed between the alias and that."""
+    if champion.tags.get(WHEN):
+        return
+    with promotion(registry):  # who made it champion may be about to say so
+        now = registry.by_alias(CHAMPION)
+        if now and not now.tags.get(WHEN):
+            registry.tag(now, _traces(ALREADY, _now()))
+
+
+def _traces(why: str, now: str) -> dict[str, str]:
+    """Return what a champion says of itself; since when comes last, as it stands for all."""
+    return {WHO: user(), WHY: why, BACK_WHEN: "", WHEN: now}
 
 
 def _check_champion(registry: Registry, judged: Version | None) -> None:
@@ -154,7 +183,7 @@ def _check_champion(registry: Registry, judged: Version | None) -> None:
 
 def _record(registry: Registry, run_id: str, record: dict[str, Any], now: str) -> None:
     name = f"decisions/{now.replace(':', '-')}.json"
-    registry.log_decision(run_id, record | {"who": _user(), "when": now}, name)
+    registry.log_decision(run_id, record | {"who": user(), "when": now}, name)
 
 
 def _now() -> str:
@@ -175,14 +204,6 @@ def _judge(
         why = f"worse than version {champion.number} in EER at {'; '.join(worse)}"
     told = {condition: gap._asdict() for condition, gap in gaps.items()}
     return Decision(not worse, why, challenger, told)
-
-
-def _user() -> str:
-    """Return who promotes; a container's user may have a number only."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def scores_of(

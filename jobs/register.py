@@ -40,7 +40,7 @@ def register(
     if known is not None:
         challenger = registry.by_alias(CHALLENGER)
         if challenger is None or int(challenger.number) < int(known.number):
-            registry.move_alias(CHALLENGER, known, {})  # an earlier run ended just before this
+            registry.move_alias(CHALLENGER, known)  # an earlier run ended just before this
         return known, False
     with tempfile.TemporaryDirectory(prefix="csc-register-") as scratch:
         model = local_copy(trained.folder, Path(scratch) / "model")

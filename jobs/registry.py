@@ -5,8 +5,8 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ MODEL_ID, TRIALS, DATASET, STORE = (
 FORGOTTEN = "csc.forgotten"
 CHALLENGER, CHAMPION = "challenger", "champion"
 SQLITE = "sqlite:///"
-LOCK, LOCK_S = ".promotion", 600
+LOCK, TICKET = ".promotion", "ticket:/promotion"
+HOLDER, BY = "csc.ticket", "csc.ticket_by"
 LONGEST_TAG = 5000
 
 
@@ -33,13 +34,23 @@ class Version(NamedTuple):
     tags: dict[str, str]
 
 
+class Ticket(NamedTuple):
+    """A turn at promoting."""
+
+    number: int  # lower ones were taken before
+    made_ms: int  # by the clock of who dates versions: the server's, or with a database each one's
+    holder: str  # a name that nobody else has
+    by: str
+
+
 def masked(uri: str) -> str:
     """Return an address without the password that may stand in it."""
     return re.sub(r"//[^/@]+@", "//***@", uri)
 
 
 @contextmanager
-def _mlflow_errors(uri: str) -> Iterator[None]:
+def _mlflow_errors(uri: str, advice: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Explain what MLflow says, with advice by its codes of errors."""
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -57,10 +68,9 @@ def _mlflow_errors(uri: str) -> Iterator[None]:
         OSError,
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        shown = masked(uri)
-        raise CscError(
-            f"MLflow at {shown}: {reason.replace(uri, shown)}; check mlflow.uri and try again"
-        ) from error
+        shown, code = masked(uri), getattr(error, "error_code", "")
+        what_to_do = (advice or {}).get(code, "check mlflow.uri and try again")
+        raise CscError(f"MLflow at {shown}: {reason.replace(uri, shown)}; {what_to_do}") from error
 
 
 @contextmanager
@@ -237,54 +247,44 @@ class Registry:
         to.mkdir(parents=True, exist_ok=True)
         return self.download(f"models:/{self.model}/{version.number}", to) / "model"
 
-    @contextmanager
-    def promotion(self) -> Iterator[None]:
-        """Keep others from moving the champion: MLflow itself lets the last writer win.
+    def take_ticket(self, holder: str, by: str) -> None:
+        """Make a ticket: a version of the model `MODEL.promotion`.
 
-        What it does guard is that the numbers of a model's versions are given one by one, and none
-        again after its version was deleted. So versions of a model `MODEL.promotion` are tickets:
-        who has the lowest number promotes, ten minutes at most, and deletes it in the end.
-
-        Raises:
-            CscError: somebody else is promoting.
+        MLflow gives the numbers of versions one by one, and as long as the model is there none
+        again, also after a version was deleted.
         """
-        with _mlflow_errors(self.uri):
-            ticket = self._ticket()
-        try:
-            with _mlflow_errors(self.uri):
-                self._go_first(ticket)
-            yield
-        finally:
-            with _mlflow_errors(self.uri):
-                self._drop(ticket)
+        with self._ticket_errors():
+            if not self._client.search_registered_models(f"name = '{self._tickets}'"):
+                about = f"Do not delete: tickets of those who promote versions of {self.model}."
+                with _apart_from("RESOURCE_ALREADY_EXISTS"):
+                    self._client.create_registered_model(self._tickets, description=about)
+            tags = {HOLDER: holder, BY: by}
+            self._client.create_model_version(self._tickets, source=TICKET, tags=tags)
 
-    def _ticket(self) -> Any:
-        """Take the next ticket; whoever has a lower one has had it from before."""
-        name = f"{self.model}{LOCK}"
-        with _apart_from("RESOURCE_ALREADY_EXISTS"):
-            about = f"No models: tickets of those who are promoting a version of {self.model}."
-            self._client.create_registered_model(name, description=about)
-        return self._client.create_model_version(name, source="ticket:/promotion")
+    def tickets(self) -> list[Ticket]:
+        """Return the tickets that are held."""
+        with self._ticket_errors():
+            return [
+                _ticket(v) for v in self._client.search_model_versions(f"name = '{self._tickets}'")
+            ]
 
-    def _go_first(self, ticket: Any) -> None:
-        """Go on only if no lower ticket is held, and remove those of who was killed.
+    def drop_ticket(self, ticket: Ticket) -> None:
+        """Delete a ticket, if it is still there."""
+        with self._ticket_errors(), _apart_from("RESOURCE_DOES_NOT_EXIST"):
+            self._client.delete_model_version(self._tickets, str(ticket.number))
 
-        Its age is by the clock of the server, which dated both. A number stands for one holder for
-        ever, so that whatever others remove at the same time, it is no newer one's.
-        """
-        for other in self._client.search_model_versions(f"name = '{ticket.name}'"):
-            if int(other.version) >= int(ticket.version):
-                continue
-            if ticket.creation_timestamp - other.creation_timestamp <= 1000 * LOCK_S:
-                raise CscError(
-                    f"somebody else is promoting a version of {self.model}: look at csc models, "
-                    "and run again"
-                )
-            self._drop(other)
+    @property
+    def _tickets(self) -> str:
+        return f"{self.model}{LOCK}"
 
-    def _drop(self, ticket: Any) -> None:
-        with _apart_from("RESOURCE_DOES_NOT_EXIST"):  # others have removed it
-            self._client.delete_model_version(ticket.name, ticket.version)
+    def _ticket_errors(self) -> AbstractContextManager[None]:
+        advice = {
+            "PERMISSION_DENIED": f"who promotes needs the permission MANAGE on {self._tickets}: "
+            "ask who made it, or an administrator",
+            "INVALID_PARAMETER_VALUE": f"let the server take {TICKET} as a version's source "
+            "(MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX)",
+        }
+        return _mlflow_errors(self.uri, advice)
 
     def tag(self, version: Version, tags: dict[str, str]) -> None:
         """Set tags of a version."""
@@ -293,9 +293,8 @@ class Registry:
                 shown = value[:LONGEST_TAG]
                 self._client.set_model_version_tag(self.model, version.number, key, shown)
 
-    def move_alias(self, alias: str, version: Version, tags: dict[str, str]) -> None:
-        """Tag a version with why, and point an alias to it."""
-        self.tag(version, tags)
+    def move_alias(self, alias: str, version: Version) -> None:
+        """Point an alias to a version."""
         with _mlflow_errors(self.uri):
             self._client.set_registered_model_alias(self.model, alias, version.number)
 
@@ -329,6 +328,11 @@ class Registry:
 
 def _version(version: Any) -> Version:
     return Version(str(version.version), str(version.run_id), dict(version.tags))
+
+
+def _ticket(version: Any) -> Ticket:
+    holder, by = (version.tags.get(key, "unknown") for key in (HOLDER, BY))
+    return Ticket(int(version.version), int(version.creation_timestamp), holder, by)
 
 
 def _requirements() -> list[str]:

@@ -149,18 +149,20 @@ class Gallery:
     def put(self, row: Mapping[str, Any]) -> bool:
         """Put somebody's row in place of the one that was there; tell if there was.
 
-        Nobody is lost whom others enrol at the same time; where the store cannot see to that, it
-        is said.
+        Nobody is lost whom others enrol at the same time; where the store says that it cannot see
+        to that, it is passed on.
         """
-        was_there = False
+        own, was_there = pa.Table.from_pylist([row], GALLERY), None
 
         def changed(data: bytes | None) -> bytes:
             nonlocal was_there
             table = self._people(data)
-            kept = table.filter(pc.not_equal(table["name"], row["name"]))
-            was_there = len(kept) < len(table)
+            same = pc.equal(table["name"], row["name"])
+            there = table.filter(same)
+            if was_there is None or not there.equals(own):  # else an answer was lost
+                was_there = len(there) > 0
             sink = io.BytesIO()
-            pq.write_table(pa.concat_tables([kept, pa.Table.from_pylist([row], GALLERY)]), sink)
+            pq.write_table(pa.concat_tables([table.filter(pc.invert(same)), own]), sink)
             return sink.getvalue()
 
         if not update(self.folder, self.name, changed):
@@ -168,7 +170,7 @@ class Gallery:
                 f"{self.folder.uri} does not write on a condition: whom others enrolled in "
                 f"{self.name} in this moment may be lost; let one enrol at a time"
             )
-        return was_there
+        return bool(was_there)
 
     def identify(self, verifier: Verifier, path: str, prior: float) -> list["Match"]:
         """Return everybody with how probably they are heard in a file, the likeliest first.

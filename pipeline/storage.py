@@ -200,6 +200,8 @@ class Folder:
     def replace(self, name: str, data: bytes, version: str | None) -> bool:
         """Write a file if it still is of a version, or None if there is none; tell if it was.
 
+        A store that takes no notice of conditions writes in any case, and says no word of it.
+
         Raises:
             UnconditionalError: that can be asked of S3 only, and not of every store that speaks it.
         """

@@ -19,8 +19,8 @@ def update(folder: Folder, name: str, change: Change) -> bool:
 
     Where it is local they wait for each other. On S3 it is written on the condition that it is
     what was read, and read again where others were sooner; where the answer to a write was lost,
-    `change` is given what it made itself. Of stores that know no conditions, False is returned:
-    what was written last counts there.
+    `change` is given what it made itself. Of stores that say that they know no conditions, False is
+    returned: what was written last counts there, as it does where a store takes no notice of them.
 
     Raises:
         CscError: it cannot be read or written, or others change it all the time.
@@ -37,7 +37,12 @@ def update(folder: Folder, name: str, change: Change) -> bool:
 
 
 def _read(folder: Folder, name: str) -> bytes | None:
-    return folder.read(name) if folder.exists(name) else None
+    try:
+        return folder.read(name)
+    except CscError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def _alone(folder: Folder, name: str, change: Change) -> None:
@@ -47,14 +52,15 @@ def _alone(folder: Folder, name: str, change: Change) -> None:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = lock.open("w")
     with held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        with explained("lock", str(lock)):
+            fcntl.flock(held, fcntl.LOCK_EX)
         folder.put(name, change(_read(folder, name)))
 
 
 def _when_unchanged(folder: Folder, name: str, change: Change) -> None:
     def attempt() -> bool:
         version = folder.version(name)  # before it is read: a later one is refused, and no loss
-        old = None if version is None else folder.read(name)
+        old = None if version is None else _read(folder, name)  # it may be removed meanwhile
         return folder.replace(name, change(old), version)
 
     try:

@@ -1,5 +1,7 @@
 """Corpora and stores in S3: the same as on a disk, also from a server that fails now and then."""
 
+import errno
+import fcntl
 import os
 import random
 import threading
@@ -23,6 +25,7 @@ from pipeline.errors import CscError
 from pipeline.plan import latest
 from pipeline.shards import read_catalogue
 from pipeline.storage import Folder, UnconditionalError
+from pipeline.updates import update
 from tests.conftest import make_store, shard_hashes, write_corpus
 
 START = Callable[..., Any]
@@ -226,7 +229,7 @@ def test_of_those_who_enrol_at_once_in_a_bucket_nobody_is_lost(
     assert len(gallery.read()) == 18
     flaky.share = 0.2  # also where the answer to a write is lost
     again = Gallery(Path(f"s3://wild/{tmp_path.name}/again.parquet"))
-    enrolled_at_once(again, 3, 3)
+    assert not any(enrolled_at_once(again, 3, 3))
     assert flaky.faults
     assert names_in(again) == {f"{who}-{number}" for who in range(3) for number in range(3)}
     assert len(again.read()) == 9
@@ -260,3 +263,28 @@ def test_a_file_is_replaced_only_as_it_was_read(flaky: Flaky, tmp_path: Path) ->
     folder.remove_file("a")
     assert not folder.replace("a", b"third", second)
     assert not folder.exists("a")
+
+
+def test_a_file_that_goes_while_it_is_changed_is_made_anew(
+    flaky: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, look = Folder.at(f"s3://wild/{tmp_path.name}"), Folder.version
+    folder.put("a", b"old")
+
+    def goes(self: Folder, name: str) -> str | None:
+        version = look(self, name)
+        self.remove_file(name)
+        return version
+
+    monkeypatch.setattr(Folder, "version", goes)
+    assert update(folder, "a", lambda data: (data or b"") + b"new")
+    assert folder.read("a") == b"new"
+
+
+def test_a_disk_that_has_no_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(CscError, match=r"cannot lock .*/\.people\.lock: No locks available"):
+        update(Folder.at(tmp_path), "people", lambda data: data or b"")

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from jobs.config import Config, load_config
 from jobs.evaluate import Evaluated, evaluate
 from jobs.finetune import MODEL_FILES, SPEAKERS_FILE
 from jobs.lineage import flag_forgotten, lines
-from jobs.promote import Decision, differences, promote, rollback
+from jobs.promote import ALREADY, BACK_WHEN, FROM, WHEN, Decision, differences, promote, rollback
+from jobs.promotion_lock import LOCK_S, promotion
 from jobs.register import register
-from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, LOCK, LOCK_S, STORE, Registry, Version
+from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, LOCK, STORE, Registry, Version
 from jobs.train import Trained
 from pipeline.errors import CscError
 from pipeline.shards import encode
@@ -37,6 +39,8 @@ from tests.whole_run import (
     registry_of,
     store_in,
 )
+
+BUSY = "somebody else is promoting a version of .*: .+@.+ since .* UTC"
 
 
 def shifted(workspace: Path, shift: float) -> Version:
@@ -140,62 +144,65 @@ def test_of_two_promotions_one_wins_and_the_other_is_told(workspace: Path) -> No
     already = [why for why in told if why == "it is champion already"]
     assert len(told) == 2
     assert len(refused) + len(already) <= 1
-    assert all("promot" in why for why in refused)
+    assert all(re.search(f"{BUSY}|another promotion came in between", why) for why in refused)
     champion = registry.by_alias(CHAMPION)
     challenger = registry.by_alias(CHALLENGER)
     assert champion is not None
     assert champion == challenger
-    with (
-        registry.promotion(),
-        pytest.raises(CscError, match="somebody else is promoting"),
-        registry.promotion(),
-    ):
+    with promotion(registry), pytest.raises(CscError, match=BUSY), promotion(registry):
         pass
-    with registry.promotion():  # the first has let go of it
+    with promotion(registry):  # the first has let go of it
         pass
 
 
 def killed(registry: Registry) -> None:
     """Leave what a promotion leaves that was killed."""
-    name = f"{registry.model}{LOCK}"
-    registry._client.create_model_version(name, source="ticket:/promotion")
+    registry.take_ticket("killed", "ann@there")
 
 
-def test_of_many_who_find_a_killed_promotion_one_at_a_time_goes_on(workspace: Path) -> None:
-    registry, many, rounds = registry_of(workspace), 6, 4
+def aged(workspace: Path, model: str) -> None:
+    """Make all tickets older than one that is held can be."""
+    with sqlite3.connect(workspace / "mlflow.db") as database:
+        database.execute(
+            "UPDATE model_versions SET creation_time = creation_time - ? WHERE name = ?",
+            (1000 * (LOCK_S + 60), f"{model}{LOCK}"),
+        )
+
+
+def contended(registry: Registry, many: int) -> None:
+    """Have many promote at the same time: some do, one at a time, and all others are told."""
     inside: list[int] = []
-    together, told = [], []  # how many were inside whenever somebody came in; how each ended
+    together: list[int] = []  # how many were inside whenever somebody came in
     start = threading.Barrier(many)
 
-    def contend(who: int) -> None:
+    def contend(who: int) -> str:
         start.wait()
         try:
-            with registry.promotion():
+            with promotion(registry):
                 inside.append(who)
                 together.append(len(inside))
                 time.sleep(0.02)
                 inside.remove(who)
-            told.append("promoted")
         except CscError as error:
-            told.append(str(error))
+            return str(error)
+        return ""
 
-    with registry.promotion():
+    with ThreadPoolExecutor(many) as pool:
+        refused = [told for told in pool.map(contend, range(many)) if told]
+    assert [told for told in refused if not re.search(BUSY, told)] == []
+    assert together == [1] * (many - len(refused))
+    assert together
+    assert registry.tickets() == []
+
+
+def test_of_many_who_find_a_killed_promotion_one_at_a_time_goes_on(workspace: Path) -> None:
+    registry = registry_of(workspace)
+    with promotion(registry):
         pass
-    for round_ in range(rounds):
+    for _ in range(4):
         killed(registry)
-        with sqlite3.connect(workspace / "mlflow.db") as database:
-            database.execute(
-                "UPDATE model_versions SET creation_time = creation_time - ? WHERE name = ?",
-                (1000 * (LOCK_S + 60), f"{registry.model}{LOCK}"),
-            )
-        with ThreadPoolExecutor(many) as pool:
-            list(pool.map(contend, range(many)))
-        assert len(told) == many * (round_ + 1)
-        assert "promoted" in told[-many:]
-    assert set(together) == {1}
-    assert len(together) == told.count("promoted")
-    with registry.promotion():  # nobody has left anything in the way
-        pass
+        aged(workspace, registry.model)
+        contended(registry, 6)
 
 
 def test_a_lock_grows_old_by_the_clock_that_dated_it(
@@ -209,19 +216,113 @@ def test_a_lock_grows_old_by_the_clock_that_dated_it(
         return int(1000 * time.time()) - behind_ms
 
     monkeypatch.setattr(clock, server_ms)
-    with (
-        registry.promotion(),
-        pytest.raises(CscError, match="somebody else is promoting"),
-        registry.promotion(),
-    ):
+    with promotion(registry), pytest.raises(CscError, match=BUSY), promotion(registry):
         pass
     killed(registry)
-    behind_ms -= 1000 * (LOCK_S - 5)
-    with pytest.raises(CscError, match="somebody else is promoting"), registry.promotion():
+    behind_ms -= 1000 * (LOCK_S - 50)
+    told = "ann@there since .* UTC; run again .* if they were killed, in 1 min"
+    with pytest.raises(CscError, match=told), promotion(registry):
         pass
-    behind_ms -= 1000 * 10
-    with registry.promotion():
+    behind_ms -= 1000 * 60
+    with promotion(registry):
         pass
+
+
+def test_a_request_that_is_repeated_or_cut_off_keeps_nobody_out(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(workspace)
+    take = registry.take_ticket
+
+    def twice(*words: str) -> None:
+        take(*words)
+        take(*words)
+
+    def cut_off(*words: str) -> None:
+        take(*words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "take_ticket", twice)
+    with promotion(registry) as held:
+        assert len(registry.tickets()) == 2
+        held.check()
+    assert registry.tickets() == []
+    monkeypatch.setattr(registry, "take_ticket", cut_off)
+    with pytest.raises(KeyboardInterrupt), promotion(registry):
+        pass
+    assert registry.tickets() == []
+
+
+def test_a_ticket_that_stays_is_said_and_hides_nothing(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = registry_of(workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "drop_ticket", down)
+        with pytest.raises(ZeroDivisionError), promotion(registry):
+            raise ZeroDivisionError
+    assert "nobody can promote for 10 minutes: it is down" in capsys.readouterr().out
+    (left,) = registry.tickets()
+    registry.drop_ticket(left)
+
+
+def down(*_: object) -> None:
+    raise CscError("it is down")
+
+
+def test_a_promotion_that_stood_still_for_too_long_moves_nothing(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(workspace)
+    with promotion(registry) as held:
+        aged(workspace, registry.model)
+        with promotion(registry):  # takes the first for killed
+            pass
+        with pytest.raises(CscError, match="stood still for too long"):
+            held.check()
+    with promotion(registry) as held:
+        held.check()
+        monkeypatch.setattr("jobs.promotion_lock.HELD_S", 0)
+        with pytest.raises(CscError, match="stood still for too long"):
+            held.check()
+
+
+def test_a_promotion_that_breaks_off_leaves_no_false_traces_and_is_completed(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, challenger = registry_of(workspace), shifted(workspace, 0.7)
+    before = registry.by_alias(CHAMPION)
+    assert before is not None
+    registry.tag(challenger, {BACK_WHEN: "then"})
+    for step in ("log_decision", "move_alias"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, step, down)
+            with pytest.raises(CscError, match="it is down"):
+                judge(workspace, forced="at last")
+        tags = registry.version(challenger.number).tags
+        assert (tags.get(WHEN, ""), tags[BACK_WHEN]) == ("", "then")
+        assert registry.by_alias(CHAMPION) == before
+    tag = Registry.tag
+
+    def fails_in_the_end(self: Registry, version: Version, tags: dict[str, str]) -> None:
+        (down if BACK_WHEN in tags else tag)(self, version, tags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "tag", fails_in_the_end)
+        assert judge(workspace, forced="at last").promoted
+    assert "is champion, but this is not noted on it: it is down" in capsys.readouterr().out
+    assert len(registry._client.list_artifacts(challenger.run_id, "decisions")) == 2
+    assert judge(workspace).why == ALREADY
+    champion = registry.version(CHAMPION)
+    assert champion.number == challenger.number
+    assert champion.tags[WHEN].startswith("20")
+    assert (champion.tags[BACK_WHEN], champion.tags[FROM]) == ("", before.number)
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "move_alias", down)
+        with pytest.raises(CscError, match="it is down"):
+            rollback(registry, "worse")
+    assert registry.version(CHAMPION).number == challenger.number
+    assert rollback(registry, "worse").number == before.number
 
 
 def test_a_version_that_does_not_say_where_it_comes_from_is_refused(workspace: Path) -> None:
@@ -299,8 +400,10 @@ def test_versions_trained_with_who_is_forgotten_are_flagged(workspace: Path) -> 
     assert registry.version(numbers[0]).tags[FORGOTTEN] == f"{someone}, a/recording.wav"
 
 
-def begun_with(workspace: Path, folder: Folder, init_from: str) -> Version:
-    """Register a model that began with another one and was trained on nobody itself."""
+def begun_with(
+    workspace: Path, folder: Folder, init_from: str, speakers: Sequence[str] = ()
+) -> Version:
+    """Register a model that began with another one and learned nobody's vector itself."""
     registry, model = registry_of(workspace), only(workspace / "models")
     about, evaluation = model.read_json("index.json"), evaluation_in(workspace)
     for file in MODEL_FILES:
@@ -309,7 +412,8 @@ def begun_with(workspace: Path, folder: Folder, init_from: str) -> Version:
     train = about["config"]["train"] | {"init_from": init_from}
     settings = about["config"] | {"train": train}
     name = folder.uri.rpartition("/")[2]
-    trained = Trained(folder, about | {"id": name, "run": run_id, "config": settings})
+    changes = {"id": name, "run": run_id, "config": settings, "speakers": [*speakers]}
+    trained = Trained(folder, about | changes)
     evaluated = Evaluated(evaluation, evaluation.read_json("index.json"))
     dataset = only(workspace / "mixtures")
     return register(trained, evaluated, dataset, store_in(workspace), registry)[0]
@@ -332,6 +436,14 @@ def test_what_began_with_a_flagged_version_is_flagged(workspace: Path, tmp_path:
     assert registry.version(grandchild.number).tags[FORGOTTEN] == f"{flag}, {other}"
     told = "\n".join(lines(registry, grandchild))
     assert f"model {base.tags['csc.model_id']}" in told
+
+
+def test_whom_a_version_heard_without_learning_their_vectors_counts(
+    workspace: Path, tmp_path: Path
+) -> None:
+    registry, folder = registry_of(workspace), Folder.at(tmp_path / "extractor")
+    version = begun_with(workspace, folder, "elsewhere/model", ["corpus/new"])
+    assert flag_forgotten(registry, ["corpus/new"], [], set()) == [version.number]
 
 
 @pytest.mark.parametrize(

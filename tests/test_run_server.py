@@ -29,6 +29,7 @@ from jobs.registry import CHALLENGER, CHAMPION, Registry, Version
 from jobs.train import Trained
 from pipeline.audio import load
 from pipeline.errors import CscError
+from tests.test_run_registry import contended
 from tests.whole_run import PAIR, configured, evaluation_in, evaluator_of, only, store_in
 
 BIN = Path(sys.executable).parent
@@ -148,6 +149,7 @@ def test_a_server_that_dies_in_mid_registration_leaves_nothing_half_there(
         first = registered(workspace, again, "first")
         assert [version.number for version in again.versions()] == [first.number]
         assert again.by_alias(CHALLENGER) == first
+        contended(again, 4)
         decision = promote(again, evaluator_of(workspace, config))
         assert decision.promoted
         told = "\n".join(lines(again, again.version(CHAMPION)))
