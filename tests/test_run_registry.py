@@ -19,10 +19,30 @@ from jobs.config import Config, load_config
 from jobs.evaluate import Evaluated, evaluate
 from jobs.finetune import MODEL_FILES, SPEAKERS_FILE
 from jobs.lineage import flag_forgotten, lines
-from jobs.promote import ALREADY, BACK_WHEN, FROM, WHEN, Decision, differences, promote, rollback
+from jobs.promote import (
+    ALREADY,
+    BACK_WHEN,
+    FROM,
+    WHEN,
+    Decision,
+    differences,
+    lost_extraction,
+    promote,
+    rollback,
+)
 from jobs.promotion_lock import LOCK_S, promotion
 from jobs.register import register
-from jobs.registry import CHALLENGER, CHAMPION, FORGOTTEN, LOCK, STORE, Registry, Version
+from jobs.registry import (
+    CHALLENGER,
+    CHAMPION,
+    EXTRACTION,
+    FORGOTTEN,
+    LOCK,
+    STORE,
+    TRIALS,
+    Registry,
+    Version,
+)
 from jobs.train import Trained
 from pipeline.errors import CscError
 from pipeline.shards import encode
@@ -336,6 +356,25 @@ def test_a_version_that_does_not_say_where_it_comes_from_is_refused(workspace: P
         differences(pa.table({"a": [1]}), pa.table({"a": [1]}), ["room"], configured(workspace))
     registry.tag(version, {STORE: "s", "csc.variant": "another"})
     assert "is of variant another" in judge(workspace).why
+
+
+def test_an_extractor_is_not_lost_by_a_promotion(workspace: Path) -> None:
+    config = configured(workspace)
+    first, *_ = config.promote.guarded
+    champion = Version("1", "a", {TRIALS: "t", EXTRACTION: json.dumps({first: 6.0, "room": 3.0})})
+
+    def lost(trials: str, told: dict[str, float]) -> str:
+        tags = {TRIALS: trials} | ({EXTRACTION: json.dumps(told)} if told else {})
+        return lost_extraction(Version("2", "b", tags), champion, config)
+
+    assert lost("t", {}) == "it has no extractor, and version 1 has one"
+    assert (
+        lost("t", {first: 4.0, "room": -9.0})
+        == f"it extracts worse than version 1: {first} -2.0 dB"
+    )
+    assert not lost("t", {first: 5.6})
+    assert not lost("other", {first: 4.0})  # of other test sides nothing can be said
+    assert not lost_extraction(champion, Version("2", "b", {TRIALS: "t"}), config)
 
 
 def test_a_champion_of_other_trials_is_scored_on_the_challengers(workspace: Path) -> None:
