@@ -42,7 +42,7 @@ class Promotion:
         own = self._lowest(held)
         for other in held:
             if other.number < own.number:
-                self._check_killed(other, (own.made_ms - other.made_ms) / 1000)
+                self._check_killed(other, max(own.made_ms - other.made_ms, 0) / 1000)
                 self._registry.drop_ticket(other)
 
     def check(self) -> None:

@@ -332,7 +332,8 @@ def _version(version: Any) -> Version:
 
 
 def _ticket(version: Any) -> Ticket:
-    holder, by = (version.tags.get(key, "unknown") for key in (HOLDER, BY))
+    # One that others are deleting at this moment may be seen without its tags.
+    holder, by = (version.tags.get(key, "somebody") for key in (HOLDER, BY))
     return Ticket(int(version.version), int(version.creation_timestamp), holder, by)
 
 

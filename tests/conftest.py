@@ -21,6 +21,9 @@ from pipeline.schema import SAMPLE_RATE_HZ, Runner, Task, Work
 from pipeline.storage import Folder
 from pipeline.store import ingest, plan_ingest
 
+# What a shell starts in the background ignores Ctrl-C, and so would all commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def serially(tasks: Sequence[Task], work: Work) -> None:
     """Run the tasks of a stage in this process: the plain loop that Ray must agree with."""
