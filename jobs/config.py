@@ -60,7 +60,7 @@ class PromoteConfig(Strict):
     guarded: list[str] = Field(["clean", "sir_5_db", "sir_0_db"], min_length=1)
     margin: float = Field(0.01, ge=0, description="EER that may be lost to chance")
     extraction_margin_db: float = Field(
-        0.5, ge=0, description="SI-SNR of extracted voices that may be lost"
+        1.0, ge=0, description="SI-SNR and level of extracted voices that may be lost"
     )
 
 

@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 
 from csc_model.calibration import Calibration, calibrate
 from jobs.array_examples import ArrayExample, array_examples, choose_talkers
-from jobs.config import Config
+from jobs.config import Config, EvaluateConfig
 from jobs.embedding import MFCC, MFCC_ID, Embeddings, System
 from jobs.evaluation_page import page
 from jobs.examples import Example, choose, examples, hardest
 from jobs.extraction import choose_pairs, measure
 from jobs.extraction_summary import summarise_extraction
-from jobs.quality import quality
+from jobs.quality import measures, quality
 from jobs.report import det_plot, histogram_plot, sir_plot
 from jobs.scoring import Views, enrol, score
 from jobs.stepper import new_model
 from jobs.summary import gender_pairs, summarise
 from jobs.train import Trained, local_copy
+from jobs.words import recogniser_named
+from pipeline.arrays import check_rooms
 from pipeline.schema import Runner, config_hash
 from pipeline.shards import INDEX, encode
 from pipeline.storage import Folder
@@ -156,6 +158,20 @@ def _scored(embeddings: Embeddings, system: System, cohort: Views | None) -> Sco
     return found
 
 
+def check_extras(config: EvaluateConfig) -> None:
+    """Assert that the packages are there that an evaluation is to measure or simulate with.
+
+    Raises:
+        CscError: one is missing.
+    """
+    if config.quality:
+        measures()
+    if config.arrays:
+        check_rooms()
+    if config.recogniser is not None:
+        recogniser_named(config.recogniser)
+
+
 def evaluation_id(
     weights: str, config: Config, against: Mapping[str, str], given: Given | None = None
 ) -> str:
@@ -177,7 +193,6 @@ def evaluate(
     if folder.exists(INDEX):
         return Evaluated(folder, folder.read_json(INDEX))
     systems = _systems(evaluator.test, trained, evaluator.config, against)
-    rooms = evaluator.arrays(systems[0])  # first: a package that is missing is not found last
     found = {system.name: evaluator.scores(system) for system in systems}
     cohort, trials = evaluator.cohort(systems[0]), evaluator.trials
     if cohort is not None:
@@ -206,6 +221,7 @@ def evaluate(
     plots = _plots(scores, index, trials)
     for name, (_, png) in plots.items():
         folder.put(name, png)
+    rooms = evaluator.arrays(systems[0])
     made = _examples(evaluator, systems[0], found[CSC_NAME], index)
     folder.put(PAGE_FILE, page(index, dict(plots.values()), made, rooms).encode())
     folder.put_json(INDEX, index)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.array_examples import ArrayExample
 from jobs.examples import KINDS, Example, Sound
-from jobs.extraction_report import CELLS, extraction_rows, extraction_title
+from jobs.extraction_report import extraction_rows, extraction_title
 from jobs.extraction_summary import NOTHING_DB
 from jobs.report import percent
 from jobs.summary import TARGET_PRIORS
@@ -30,7 +30,11 @@ OF_EXTRACTION = (
     ("SI-SNRi of an output", "what that is above the SI-SNR of the mixture"),
     ("wrong speaker", "outputs that are nearer, by SI-SNR, to somebody else in the mixture"),
     ("no gain", f"outputs that are not {NOTHING_DB:g} dB nearer to the target than the mixture"),
-    ("WER", "words that the recogniser hears otherwise than in the voice alone, of those there"),
+    ("level", "of the output over the target's own: 0 dB is as loud as that person was"),
+    (
+        "WER",
+        "if there is a recogniser: words that it hears otherwise than in the voice alone",
+    ),
     ("left if absent", "level over the mixture, -30 dB at least, if who is asked for is not there"),
     (
         "EER %, extracted",
@@ -145,7 +149,8 @@ def _extraction(index: Mapping[str, Any]) -> str:
     if "extraction" not in index:
         return ""
     found = index["extraction"]
-    table = _table(list(CELLS), [list(cells.values()) for cells in extraction_rows(found)])
+    rows = list(extraction_rows(found))
+    table = _table(list(rows[0]) if rows else [], [list(cells.values()) for cells in rows])
     return f"<h2>Extraction</h2><p>{escape(extraction_title(found))}</p>{table}"
 
 

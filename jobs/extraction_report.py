@@ -53,11 +53,15 @@ def extraction_title(found: Mapping[str, Any]) -> str:
 
 
 def extraction_rows(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Give the cells of each condition and output by their headings, empty where it has none."""
+    """Give the cells of each condition and output by their headings, empty where it has none.
+
+    Headings of which no row has any are left out.
+    """
+    told = {key for row in found["results"] for key in row}
+    used = {heading: cell for heading, cell in CELLS.items() if cell[0] in told}
     for row in found["results"]:
         yield {
-            heading: spell(row[key]) if key in row else ""
-            for heading, (key, spell) in CELLS.items()
+            heading: spell(row[key]) if key in row else "" for heading, (key, spell) in used.items()
         }
 
 
@@ -67,5 +71,5 @@ def extraction_table(found: Mapping[str, Any]) -> Table:
     for heading in BRIEFLY:
         table.add_column(heading, justify="left" if heading in BRIEFLY[:2] else "right")
     for cells in extraction_rows(found):
-        table.add_row(*(cells[heading] for heading in BRIEFLY))
+        table.add_row(*(cells.get(heading, "") for heading in BRIEFLY))
     return table

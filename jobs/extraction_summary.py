@@ -87,7 +87,7 @@ def mean_over_speakers(
         draws[:, speaker].astype(np.float64),
         np.ones_like(values) if among is None else among,
     )
-    with np.errstate(invalid="ignore"):  # a replicate without any of the speakers has no mean
+    with np.errstate(divide="ignore", invalid="ignore"):  # where nobody of them was drawn
         replicates = weights @ values / (weights @ among)
     return metrics.interval(float(values.sum() / among.sum()), replicates)
 

@@ -4,7 +4,6 @@ Judgement is by the same trials for both, paired, over speakers. What was decide
 run of the challenger, also a refusal.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,10 +19,11 @@ from csc_model.config import VARIANT
 from jobs.config import Config
 from jobs.console import say
 from jobs.evaluate import CSC_NAME, SCORES_FILE, Evaluator, score_table
+from jobs.extraction_gate import judge_extraction
 from jobs.lineage import missing
 from jobs.promotion_lock import Promotion, promotion, user
 from jobs.register import evaluation_path
-from jobs.registry import CHALLENGER, CHAMPION, EXTRACTION, TRIALS, Registry, Version
+from jobs.registry import CHALLENGER, CHAMPION, TRIALS, Registry, Version
 from pipeline.errors import CscError
 
 WHEN, WHO, FROM, WHY = (f"csc.promoted_{key}" for key in ("when", "by", "from", "why"))
@@ -123,26 +123,10 @@ def _decide(
         for version in (challenger, champion)
     )
     decision = _judge(challenger, champion, ours, theirs, evaluator.config)
-    lost = lost_extraction(challenger, champion, evaluator.config)
-    return decision._replace(promoted=False, why=lost) if decision.promoted and lost else decision
-
-
-def lost_extraction(challenger: Version, champion: Version, config: Config) -> str:
-    """Say what `csc extract` would lose; error rates do not tell, as an extractor changes none.
-
-    Figures are compared where both were measured on the same trials.
-    """
-    ours, theirs = (json.loads(v.tags.get(EXTRACTION, "{}")) for v in (challenger, champion))
-    if theirs and not ours:
-        return f"it has no extractor, and version {champion.number} has one"
-    same = challenger.tags[TRIALS] == champion.tags.get(TRIALS)
-    gained = {name: ours[name] - theirs[name] for name in ours if same and name in theirs}
-    worse = [
-        f"{name} {gained[name]:+.1f} dB"
-        for name in config.promote.guarded
-        if gained.get(name, 0) < -config.promote.extraction_margin_db
-    ]
-    return f"it extracts worse than version {champion.number}: {', '.join(worse)}" if worse else ""
+    kept, told = judge_extraction(challenger, champion, evaluator.config)
+    if not decision.promoted or not told:
+        return decision
+    return decision._replace(promoted=kept, why=f"{decision.why}; {told}" if kept else told)
 
 
 def _keep(registry: Registry, decision: Decision, champion: Version | None, config: Config) -> None:

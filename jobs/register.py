@@ -8,12 +8,12 @@ from typing import Any
 from csc_model.config import VARIANT
 from jobs.config import Config
 from jobs.evaluate import CSC_NAME, Evaluated
-from jobs.extraction_summary import EXTRACTED, extraction_metrics
+from jobs.extraction_gate import extraction_tag
+from jobs.extraction_summary import extraction_metrics
 from jobs.lineage import LINEAGE_FILE, describe, inherited
 from jobs.registry import (
     CHALLENGER,
     DATASET,
-    EXTRACTION,
     MODEL_ID,
     STORE,
     TRIALS,
@@ -84,15 +84,8 @@ def _tags(trained: Trained, evaluated: Evaluated) -> dict[str, str]:
         if row["system"] == CSC_NAME:
             value, low, high = row["eer"].values()
             tags[f"eer.{row['condition']}"] = f"{value:.4f} [{low:.4f}, {high:.4f}]"
-    if "extraction" in evaluated.about:
-        tags[EXTRACTION] = json.dumps(
-            {
-                row["condition"]: round(row["si_snr_db"]["value"], 2)
-                for row in evaluated.about["extraction"]["results"]
-                if row["output"] == EXTRACTED
-            }
-        )
-    return tags
+    extractor = trained.about["config"]["model"].get("extractor", "none")
+    return tags | extraction_tag(extractor, evaluated.about)
 
 
 def metrics_of(index: dict[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ MODEL_ID, TRIALS, DATASET, STORE = (
     f"csc.{key}" for key in ("model_id", "trials", "dataset", "store")
 )
 FORGOTTEN = "csc.forgotten"
-EXTRACTION = "csc.extraction"  # SI-SNR in dB of extracted voices by condition, as JSON
+EXTRACTION = "csc.extraction"  # as JSON, see `extraction_gate`
 CHALLENGER, CHAMPION = "challenger", "champion"
 SQLITE = "sqlite:///"
 LOCK, TICKET = ".promotion", "ticket:/promotion"

@@ -26,6 +26,7 @@ from jobs.evaluate import (
     SCORES_FILE,
     Evaluated,
     Evaluator,
+    check_extras,
     evaluate,
     evaluation_id,
 )
@@ -230,7 +231,8 @@ class Run:
                 "test are in it: leave it out, or begin a run on recordings of your own with the "
                 "model, train.init_from=FOLDER"
             )
-        _ = self._listed  # what cannot be used is told before a training
+        check_extras(self.config.evaluate)  # what cannot be used is told before a training
+        _ = self._listed
         trained, against = self.train, self._versions()
         ids = {name: version.tags[MODEL_ID] for name, version in against.items()}
         folder = self.workspace.evaluations.child(

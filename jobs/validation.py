@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csc_model.extraction import asked
-from csc_model.losses import SILENT, si_snr_db
+from csc_model.losses import SILENT, snr_db
 from csc_model.metrics import eer
 from csc_model.mixit import mixing_costs, mixit_loss
 from csc_model.model import CSC
@@ -136,9 +136,9 @@ def _mixit_db(model: CSC, batch: Batch, bank: Tensor | None) -> Tensor:
 
 
 def _extraction_db(model: CSC, batch: Batch, bank: Tensor | None) -> Tensor:
-    """Return what extraction gains in the mixtures where the voice is there, and not alone."""
+    """Return the SNR that extraction gains where the voice is there, and not alone."""
     told = asked(to_episodes(batch, bank, 0, 0))
     voices = model.extracted(told.mixtures, model.voice(told.enrolments))
-    gained = si_snr_db(voices, told.targets) - si_snr_db(told.mixtures, told.targets)
+    gained = snr_db(voices, told.targets) - snr_db(told.mixtures, told.targets)
     over = (told.mixtures - told.targets).square().mean(-1) > SILENT
     return gained[told.usable & told.present & over]

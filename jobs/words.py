@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CscError
 
+WANTED = (
+    "name a function that Python finds, here and on a cluster's nodes, of samples at 16 kHz, that "
+    "returns their words, as package.module:function"
+)
 Floats = NDArray[np.float32]
 Recogniser = Callable[[Floats], str]
 """Returns the words, between spaces, of samples `(time,)` at SAMPLE_RATE_HZ."""
@@ -23,11 +27,10 @@ def recogniser_named(name: str) -> Recogniser:
     module, _, function = name.partition(":")
     try:
         found: Recogniser = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CscError(
-            f"evaluate.recogniser {name}: {error}; name a function that Python finds, of samples "
-            "at 16 kHz, that returns their words, as package.module:function"
-        ) from error
+    except Exception as error:  # whatever somebody's module does when it is imported
+        raise CscError(f"evaluate.recogniser {name}: {error}; {WANTED}") from error
+    if not callable(found):
+        raise CscError(f"evaluate.recogniser {name}: it is no function; {WANTED}")
     _jiwer()
     return found
 

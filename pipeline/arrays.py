@@ -189,6 +189,15 @@ def _responses(recipe: ArrayRecipe) -> Floats:
     return made
 
 
+def check_rooms() -> None:
+    """Assert that rooms can be simulated.
+
+    Raises:
+        CscError: pyroomacoustics is missing.
+    """
+    _pyroomacoustics()
+
+
 def _pyroomacoustics() -> Any:
     try:
         return import_module("pyroomacoustics")

@@ -17,6 +17,8 @@ import pytest
 
 from jobs.config import Config, load_config
 from jobs.evaluate import Evaluated, evaluate
+from jobs.extraction_gate import extraction_tag
+from jobs.extraction_summary import EXTRACTED
 from jobs.finetune import MODEL_FILES, SPEAKERS_FILE
 from jobs.lineage import flag_forgotten, lines
 from jobs.promote import (
@@ -26,7 +28,6 @@ from jobs.promote import (
     WHEN,
     Decision,
     differences,
-    lost_extraction,
     promote,
     rollback,
 )
@@ -39,7 +40,6 @@ from jobs.registry import (
     FORGOTTEN,
     LOCK,
     STORE,
-    TRIALS,
     Registry,
     Version,
 )
@@ -358,23 +358,43 @@ def test_a_version_that_does_not_say_where_it_comes_from_is_refused(workspace: P
     assert "is of variant another" in judge(workspace).why
 
 
-def test_an_extractor_is_not_lost_by_a_promotion(workspace: Path) -> None:
-    config = configured(workspace)
+FIGURES = {"si_snr_db": 6.0, "kept_db": -1.0, "left_db": -20.0}
+
+
+def extracting(config: Config, sides: int = 5, **changed: float) -> dict[str, str]:
+    """Return what a version with an extractor says of it, guarded conditions all alike."""
+    rows = [
+        {"condition": name, "output": EXTRACTED}
+        | {key: {"value": value} for key, value in (FIGURES | changed).items()}
+        for name in config.promote.guarded
+    ]
+    return extraction_tag("film", {"extraction": {"sides": sides, "results": rows}})
+
+
+def test_a_promotion_does_not_lose_an_extractor(workspace: Path) -> None:
+    registry, config = registry_of(workspace), configured(workspace)
+    champion = registry.version(CHAMPION)
+    challenger = shifted(workspace, 0.7)
+    assert json.loads(challenger.tags[EXTRACTION]) == {"extractor": "none"}
+    registry.tag(champion, extracting(config))
+    assert judge(workspace).why == f"it has no extractor, and version {champion.number} has one"
     first, *_ = config.promote.guarded
-    champion = Version("1", "a", {TRIALS: "t", EXTRACTION: json.dumps({first: 6.0, "room": 3.0})})
-
-    def lost(trials: str, told: dict[str, float]) -> str:
-        tags = {TRIALS: trials} | ({EXTRACTION: json.dumps(told)} if told else {})
-        return lost_extraction(Version("2", "b", tags), champion, config)
-
-    assert lost("t", {}) == "it has no extractor, and version 1 has one"
-    assert (
-        lost("t", {first: 4.0, "room": -9.0})
-        == f"it extracts worse than version 1: {first} -2.0 dB"
-    )
-    assert not lost("t", {first: 5.6})
-    assert not lost("other", {first: 4.0})  # of other test sides nothing can be said
-    assert not lost_extraction(champion, Version("2", "b", {TRIALS: "t"}), config)
+    for worse, by in ({"si_snr_db": 4.0}, 2), ({"kept_db": -30.0}, 29), ({"left_db": 0.0}, 20):
+        registry.tag(challenger, extracting(config, **worse))
+        refusal = judge(workspace)
+        assert not refusal.promoted
+        worse_than = f"it extracts worse than version {champion.number}: "
+        assert refusal.why.startswith(f"{worse_than}{first} {next(iter(worse))} by {by}.0")
+    registry.tag(challenger, extracting(config, sides=9, si_snr_db=-20.0))
+    told = judge(workspace, dry_run=True)
+    assert told.promoted
+    assert "extraction was not compared" in told.why
+    registry.tag(challenger, extracting(config, si_snr_db=5.5))
+    allowed = judge(workspace)
+    assert allowed.promoted
+    assert "extract" not in allowed.why
+    registry.tag(champion, {EXTRACTION: ""})
+    rollback(registry, "as it was")
 
 
 def test_a_champion_of_other_trials_is_scored_on_the_challengers(workspace: Path) -> None:

@@ -50,7 +50,10 @@ def test_a_recogniser_is_named_by_module_and_function() -> None:
     assert recogniser_named(f"{__name__}:levels") is levels
 
 
-@pytest.mark.parametrize("name", ["nowhere:hear", "tests.test_words:deaf", "tests.test_words", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["nowhere:hear", "tests.test_words:deaf", "tests.test_words:WORD", "tests.test_words", ""],
+)
 def test_one_that_there_is_not_is_refused(name: str) -> None:
     with pytest.raises(CscError, match=r"evaluate\.recogniser .*package\.module:function"):
         recogniser_named(name)
