@@ -10,7 +10,7 @@ from jobs.jobserver import GO_ON, RETRY_S, Job, JobServer, LostError, UnknownJob
 from pipeline.errors import CscError
 
 PATIENCE_S = 300.0  # that a server may be out of reach while a job is followed
-SILENCE_S = 60.0  # after which a log is asked for anew, as its connection may be dead
+SILENCE_S = 60.0  # after which a log is asked for anew, and the head for a job without any
 
 
 def follow(
@@ -29,13 +29,10 @@ def follow(
     follower = _Follower(server, job_id, write, warn)
     while True:
         job = follower.look()
-        if job is None:
-            time.sleep(RETRY_S)
-        elif not job.under_way:
+        if job is not None and not job.under_way:
             follower.finish()
             return job
-        elif not asyncio.run(follower.tail()):
-            follower.ask(job)
+        if job is None or not follower.hear(job):
             time.sleep(RETRY_S)
 
 
@@ -50,7 +47,7 @@ class _Follower:
         warn: Callable[[str], object],
     ) -> None:
         self._server, self._id, self._warn = server, job_id, warn
-        self._log, self._asked = _Log(write), False
+        self._log, self._asked, self._silent_since = _Log(write), False, time.monotonic()
         self._began: datetime | None = None
         self._lost_at: float | None = None
 
@@ -85,7 +82,17 @@ class _Follower:
             f"{self._server.url} began anew; {GO_ON}"
         )
 
-    async def tail(self) -> bool:
+    def hear(self, job: Job) -> bool:
+        """Write what comes of the log, or ask for a job of which nothing came; say if any came."""
+        if time.monotonic() - self._silent_since >= SILENCE_S:
+            self._ask(job)
+            return False
+        heard = asyncio.run(self._tail())
+        if heard:
+            self._silent_since = time.monotonic()
+        return heard
+
+    async def _tail(self) -> bool:
         """Take the log up from its beginning, to its end or the connection's; say if any came."""
         from aiohttp import ClientError
 
@@ -102,12 +109,12 @@ class _Follower:
                 self._log.take(part, begins=not heard)
                 heard = True
 
-    def ask(self, job: Job) -> None:
+    def _ask(self, job: Job) -> None:
         """Have the head see whether a job is still there of whose log nothing comes."""
         if not self._asked:
-            self._warn(f"{job.id} is {job.state} and its log is silent: asking the head for it")
-        self._asked = True
-        self._server.recover(job.id)
+            self._warn(f"{job.id} is {job.state} and nothing comes of its log: asking the head")
+        self._server.recover(job)  # which may take as long as a silence lasts
+        self._asked, self._silent_since = True, time.monotonic()
 
     def finish(self) -> None:
         """Write what is left of the log, which may be lost with its node: the outcome is not."""

@@ -22,9 +22,11 @@ STOPPED = 130  # exit code, as after Ctrl-C
 STOP_GRACE_S = 30  # from the signal until what has not ended is killed
 RETRY_S = POLL_S = 1.0
 UNDER_WAY = ("PENDING", "RUNNING")
+ABOUT = {"stage", "config", "workspace", "by"}  # what a job of ours has with it
 WATCHER_DIED = "JOB_SUPERVISOR_ACTOR_DIED"
 WATCHER_MISSED = "JOB_SUPERVISOR_ACTOR_START_FAILURE"  # and has a node only if it was there once
 GO_ON = "submit again, to go on from what the workspace holds"
+LOST_COMMAND = f"echo 'lost with the head of the cluster: {GO_ON}'; exit 1"
 MOST_NAMED = 20
 RAY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -224,15 +226,18 @@ class JobServer:
         """Yield a log from its beginning, in parts, and what is added until the job has ended."""
         return self._client.tail_job_logs(job_id)
 
-    def recover(self, job_id: str) -> None:
+    def recover(self, job: Job) -> None:
         """Have the head see whether a job is lost that a head before it began.
 
         A new head finds such a job in its Redis, and lists it as under way until its agent is
         first asked for something. A log is asked for where the job began; a submission reaches
-        the agent, which looks after what it finds, refuses an id that is there, and runs nothing.
+        the agent, which looks after what it finds, and refuses an id that is there. So look at the
+        job right before: a head that has forgotten it would run this, and list it as ours, failed.
         """
         with suppress(LostError), self._explained():
-            self._client.submit_job(submission_id=job_id, entrypoint="true")
+            self._client.submit_job(
+                submission_id=job.id, entrypoint=LOST_COMMAND, metadata=_about(job)
+            )
 
 
 def _client(url: str, headers: dict[str, str]) -> Any:
@@ -249,7 +254,7 @@ def _client(url: str, headers: dict[str, str]) -> Any:
 def _job(details: Any) -> Job | None:
     """Return a job of Ray's as one of ours, or None if it is somebody else's."""
     about = details.metadata or {}
-    if not details.submission_id or not about.keys() >= {"stage", "config", "workspace", "by"}:
+    if not details.submission_id or not about.keys() >= ABOUT:
         return None
     return Job(
         id=details.submission_id,
@@ -264,6 +269,11 @@ def _job(details: Any) -> Job | None:
         command_exit_code=details.driver_exit_code,
         lost=_lost(details),
     )
+
+
+def _about(job: Job) -> dict[str, str]:
+    """Return what a job of ours was submitted with."""
+    return {name: text for name, text in job._asdict().items() if name in ABOUT}
 
 
 def _lost(details: Any) -> bool:

@@ -77,7 +77,7 @@ def champion_line(registry: Registry) -> str:
         return "no champion yet: csc promote makes one"
     tags = champion.tags
     return (
-        f"champion: version {champion.number} since {tags.get(WHEN, '?')}, after version "
+        f"champion: version {champion.number} since {tags.get(WHEN) or '?'}, after version "
         f"{tags.get(FROM, '?')}; {tags.get(WHY, '')}"
     )
 

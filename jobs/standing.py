@@ -209,9 +209,8 @@ def _promoted(name: str, version: Version, registry: Registry) -> Standing:
 
     champion = registry.by_alias(CHAMPION)
     if champion is not None and champion.number == version.number:
-        return Standing(
-            "promote", name, "done", f"champion since {version.tags.get(WHEN, '?')[:16]}"
-        )
+        since = version.tags.get(WHEN) or "?"
+        return Standing("promote", name, "done", f"champion since {since[:16]}")
     if version.tags.get(DECIDED):
         return Standing("promote", name, "done", f"refused: {version.tags.get(DECISION, '')}")
     if version.tags.get(WHEN):

@@ -64,8 +64,8 @@ def _usable(found: Found, config: Config) -> Dataset:
     dataset = read_dataset(folder)
     if dataset.store is not None and found.store is None:
         raise CscError(
-            f"{folder.uri}: the store it was built from is gone, as after csc forget, and it may "
-            "hold people who are not to be trained on: remove it, and build another (csc build)"
+            f"{folder.uri}: the store it was built from is not here: copy the utterances/ of its "
+            "workspace beside mixtures/; or, if csc forget removed it, build another (csc build)"
         )
     if dataset.store is None:
         _check_remembered(dataset, config)

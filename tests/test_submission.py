@@ -220,13 +220,16 @@ def test_ctrl_c_leaves_a_job_running(server: JobServer) -> None:
 
 
 class Proxy(threading.Thread):
-    """Carries connections to a server on this machine; cuts them, or falls silent, when told to."""
+    """Carries connections to a server on this machine.
+
+    Cuts them, falls silent, or knows no websockets when told to; counts the submissions.
+    """
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
         self._to, self._listens = port, socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
-        self.silent = False
+        self.silent, self.without_websockets, self.submissions = False, False, 0
         self.url = f"http://127.0.0.1:{self._listens.getsockname()[1]}"
 
     def run(self) -> None:
@@ -239,6 +242,9 @@ class Proxy(threading.Thread):
     def _carry(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
             while data := one.recv(1 << 16):
+                self.submissions += data.startswith(b"POST /api/jobs/")
+                if self.without_websockets:
+                    data = data.replace(b"Upgrade: websocket", b"Removed: websocket")
                 if not self.silent:
                     other.sendall(data)
             other.shutdown(socket.SHUT_WR)
@@ -270,6 +276,43 @@ def test_a_log_goes_on_after_a_lost_connection_and_the_exit_code_is_the_commands
     assert lines == [f"line {number}" for number in range(1, 9)]
     assert (job.state, job.exit_code) == ("FAILED", 3)
     assert csc("jobs", "logs", "-f", job_id)[0] == 3
+
+
+def test_a_log_of_which_nothing_comes_is_borne_and_the_head_asked_for_its_job_now_and_then(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Proxy(int(server.url.rpartition(":")[2]))
+    proxy.start()
+    proxy.without_websockets = True
+    for name, silence_s, fewest, most in (("6", 60.0, 0, 0), ("7", 2.0, 1, 4)):
+        monkeypatch.setattr("jobs.following.SILENCE_S", silence_s)
+        job_id = begin(server, f"csc-build-0-{name}", COUNTED.format(lines=8, code=3))
+        written: list[str] = []
+        warned: list[str] = []
+        job = follow(JobServer(proxy.url), job_id, written.append, warned.append)
+        assert (job.state, job.exit_code) == ("FAILED", 3)
+        assert "line 8\n" in "".join(written)
+        assert fewest <= proxy.submissions <= most
+        assert len(warned) == fewest
+    assert "and nothing comes of its log: asking the head" in warned[0]
+
+
+def test_a_job_that_a_head_forgot_while_it_was_asked_for_it_is_listed_and_its_id_not_used_again(
+    server: JobServer, mine: Path
+) -> None:
+    digest = digest_of(for_cluster("ingest", load_config(str(mine), ["seed=8"])))
+    known = server.job(begin(server, "csc-build-0-8", "true"))
+    job_id = f"csc-ingest-{digest[:8]}-1"
+    job = known._replace(id=job_id, stage="ingest", config=digest)
+    server.recover(job)
+    until(lambda: not server.job(job_id).under_way)
+    found = server.job(job_id)
+    assert (found.state, found[1:5]) == ("FAILED", job[1:5])
+    assert "submit again, to go on" in server.log(job_id)
+    code, said = csc("submit", "ingest", "--config", mine, "--set", "seed=8", "--detach")
+    assert code == 0, said
+    assert f"{job_id.removesuffix('1')}2" in said
+    server.stop(f"{job_id.removesuffix('1')}2")
 
 
 def test_an_outcome_is_told_also_where_the_log_can_no_more_be_read(server: JobServer) -> None:

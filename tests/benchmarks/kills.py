@@ -64,24 +64,33 @@ def kill(running: subprocess.Popen[bytes], whom: str) -> None:
     running.wait()
 
 
+def end(running: subprocess.Popen[bytes]) -> None:
+    """End a command that still runs: in a session of its own, Ctrl-C does not reach it."""
+    if running.poll() is None:
+        kill(running, "all")
+
+
 def train_under_fire(workspace: Path, given: Given, moments_s: Sequence[float]) -> None:
     """Train, with a kill whenever workers have trained for so long in all."""
     running, trained_s, mark = train(workspace, given), 0.0, time.monotonic()
     victims = ("command", "worker", "all")
-    for number, moment_s in enumerate(sorted(moments_s)):
-        while trained_s < moment_s:
-            time.sleep(POLL_S)
-            now = time.monotonic()
-            trained_s += now - mark if workers(running) else 0.0
-            mark = now
-            if running.poll() is not None:
-                raise SystemExit(f"csc train ended with {running.returncode} before all kills")
-        whom = victims[number % len(victims)]
-        print(f"kill {number + 1}, after {trained_s:.0f} s of training: {whom}", flush=True)
-        kill(running, whom)
-        if whom != "worker":  # whose place Ray Train fills
-            running = train(workspace, given)
-    finish(running)
+    try:
+        for number, moment_s in enumerate(sorted(moments_s)):
+            while trained_s < moment_s:
+                time.sleep(POLL_S)
+                now = time.monotonic()
+                trained_s += now - mark if workers(running) else 0.0
+                mark = now
+                if running.poll() is not None:
+                    raise SystemExit(f"csc train ended with {running.returncode} before all kills")
+            whom = victims[number % len(victims)]
+            print(f"kill {number + 1}, after {trained_s:.0f} s of training: {whom}", flush=True)
+            kill(running, whom)
+            if whom != "worker":  # whose place Ray Train fills
+                running = train(workspace, given)
+        finish(running)
+    finally:
+        end(running)
 
 
 def curves(workspace: Path, given: Given) -> dict[str, list[float]]:
@@ -110,8 +119,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="csc-kills-") as scratch:
         peace, fire = Path(scratch) / "peace", Path(scratch) / "fire"
         undisturbed = train(peace, given)
-        train_under_fire(fire, given, moments_s)
-        finish(undisturbed)
+        try:
+            train_under_fire(fire, given, moments_s)
+            finish(undisturbed)
+        finally:
+            end(undisturbed)
         expected, found = curves(peace, given), curves(fire, given)
     for name in COMPARED:
         pairs = list(zip(expected[name], found[name], strict=True))
