@@ -145,7 +145,7 @@ def _extractor(name: str, steps: int, *changes: str) -> Stage:
 EXTRACTORS = {
     "extract_film": _extractor("film", 4000),
     "extract_voicefilter": _extractor(
-        "voicefilter", 1500, "model.extractor_channels=16", "train.extraction_loss='power_law'"
+        "voicefilter", 400, "model.extractor_channels=16", "train.extraction_loss='power_law'"
     ),
 }
 """Networks that let one voice through, each trained for what `csc` of the same seed has come to."""
