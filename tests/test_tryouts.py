@@ -80,6 +80,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.cluster  # on one node, but as long as such tests are
 @pytest.mark.usefixtures("cluster")
 def test_real_steps_find_what_fits_and_what_diverges(config: Config, dataset: Folder) -> None:
     sizes = batch_sizes(config)
