@@ -11,6 +11,7 @@ import boto3
 import numpy as np
 import pytest
 import soundfile
+import torch
 from moto.server import ThreadedMotoServer
 
 from pipeline.audio import Samples, load
@@ -23,6 +24,15 @@ from pipeline.store import ingest, plan_ingest
 
 # What a shell starts in the background ignores Ctrl-C, and so would all commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Take one core: on such small tensors a second one is waited for more than used."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def serially(tasks: Sequence[Task], work: Work) -> None:

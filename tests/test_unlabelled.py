@@ -1,7 +1,6 @@
 """Separation from recordings of nobody known: mixtures of mixtures alone, from files to masks."""
 
 import math
-from collections.abc import Iterator
 from itertools import islice, permutations
 from pathlib import Path
 
@@ -28,6 +27,8 @@ from pipeline.storage import Folder
 from tests.conftest import make_store, serially, voice
 from tests.whole_run import SMALL
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RECORDINGS = 20
 ALONE = [
     "ingest.splits={valid_share=0.4,test_share=0.0}",
@@ -43,15 +44,6 @@ ALONE = [
     "train.steps=2",
     "train.mixit='least_squares'",
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Take one core: on such small tensors a second one is waited for more than used."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def configured(workspace: Path, recordings: Path) -> Config:
