@@ -11,7 +11,7 @@ from csc_model.beamform import beamform
 from csc_model.losses import si_snr_db
 from csc_model.model import CSC
 from jobs.examples import Sound, sound
-from jobs.scoring import matched, padded
+from jobs.scoring import evenly, matched, padded
 from pipeline.arrays import ArrayConfig, array_recipe, array_scene
 from pipeline.sides import TrialAudio
 from pipeline.trials import CLEAN, Trials
@@ -28,8 +28,7 @@ class ArrayExample(NamedTuple):
 
 def choose_talkers(trials: Trials, many: int) -> list[tuple[int, int]]:
     """Choose pairs of utterances of two speakers each, evenly among the non-target trials."""
-    others = np.flatnonzero(~trials.target)
-    chosen = others[np.arange(min(many, len(others))) * len(others) // max(many, 1)]
+    chosen = evenly(np.flatnonzero(~trials.target), many)
     enrolled = trials.enrolled[trials.enrolment[chosen], 0]
     return list(zip(enrolled.tolist(), trials.test[chosen].tolist(), strict=True))
 

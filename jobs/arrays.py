@@ -15,11 +15,12 @@ from csc_model.beamform import array_ear, best_reference
 from csc_model.longform import Voices, separated, window_samples, window_starts
 from csc_model.model import ACTIVE, CSC, WINDOW_S
 from jobs.console import progress, say
+from jobs.listening import told_by_the_second
+from jobs.scoring import nearest_slot
 from jobs.verify import Verifier
-from jobs.voice_files import write_voices
-from pipeline.audio import SILENT_PEAK, load_channels, seconds_of
+from jobs.voice_files import slot_names, write_slots, write_voices
+from pipeline.audio import SILENT_PEAK, load_channels
 from pipeline.errors import CscError
-from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.storage import Folder
 
 
@@ -55,11 +56,9 @@ def write_all(model: CSC, path: str, to: Path, asked: Asked) -> list[tuple[Path,
     Raises:
         CscError: the file is no recording of an array, or the folder cannot be written to.
     """
-    folder, names, voices = Folder.at(to), _names(model, path), Voices()
-    with folder.scratch() as scratch:
-        write_voices(folder, names, beams(model, path, scratch, asked, voices))
-    activity = voices.mean()[1][:-1].tolist()
-    return [(to / name, active) for name, active in zip(names, activity, strict=True)]
+    names, voices = slot_names(path, model.config.num_slots), Voices()
+    with Folder.at(to).scratch() as scratch:
+        return write_slots(to, names, beams(model, path, scratch, asked, voices), voices)
 
 
 def write_one(verifier: Verifier, path: str, whose: Tensor, to: Path, asked: Asked) -> Spoken:
@@ -68,7 +67,8 @@ def write_one(verifier: Verifier, path: str, whose: Tensor, to: Path, asked: Ask
     Raises:
         CscError: as `write_all` does, or nobody speaks in the recording.
     """
-    folder, names, voices = Folder.at(to.parent), _names(verifier.model, path), Voices()
+    folder, voices = Folder.at(to.parent), Voices()
+    names = slot_names(path, verifier.model.config.num_slots)
     with folder.scratch() as scratch:
         all_of_them = beams(verifier.model, path, scratch, asked, voices)
         write_voices(Folder.at(scratch), names, all_of_them)
@@ -79,18 +79,14 @@ def write_one(verifier: Verifier, path: str, whose: Tensor, to: Path, asked: Ask
     return found
 
 
-def _names(model: CSC, path: str) -> list[str]:
-    return [f"{Path(path).stem}-slot-{slot + 1}.wav" for slot in range(model.config.num_slots)]
-
-
 def nearest(verifier: Verifier, voices: Voices, whose: Tensor) -> Spoken | None:
     """Return which of the active slots is likeliest to be somebody's; None where none is active."""
-    vectors, activity = (found[:-1].cpu() for found in voices.mean())
-    if not (activity >= ACTIVE).any():
+    vectors, activity = (found.cpu() for found in voices.mean())
+    if not (activity[:-1] >= ACTIVE).any():
         return None
-    cosines = (vectors @ whose.cpu()).masked_fill(activity < ACTIVE, -torch.inf)
-    score = np.array(float(cosines.max()))
-    return Spoken(int(cosines.argmax()), float(verifier.calibration.probability(score, 0.5)))
+    slot = nearest_slot(vectors, activity, whose.cpu())
+    score = np.array(float(vectors[slot] @ whose.cpu()))
+    return Spoken(slot, float(verifier.calibration.probability(score, 0.5)))
 
 
 @torch.inference_mode()
@@ -121,17 +117,14 @@ def _recorded(path: str, file: IO[bytes]) -> Recording:
     Raises:
         CscError: it cannot be used, or has fewer than two channels with sound.
     """
-    peaks, done, total = np.zeros(0, np.float32), 0, seconds_of(path)
+    peaks = np.zeros(0, np.float32)
     with progress(f"{Path(path).name}: seconds read") as advance:
-        for block in load_channels(path):
+        for block in told_by_the_second(path, load_channels(path), advance):
             if block.shape[1] == 1:
                 raise CscError(f"{path}: one channel is no array: csc separate takes it")
             found = np.abs(block).max(0, initial=0)
             peaks = np.maximum(peaks, found) if len(peaks) else found
             file.write(np.ascontiguousarray(block).data)
-            done += len(block)
-            seconds = done // SAMPLE_RATE_HZ
-            advance(seconds, max(round(total), seconds + 1))
     file.flush()
     live = peaks > SILENT_PEAK
     for silent in np.flatnonzero(~live):

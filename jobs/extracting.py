@@ -12,10 +12,10 @@ from torch import Tensor
 from csc_model.model import ACTIVE, CSC
 from csc_model.streaming import CONTEXT_S, Pace
 from jobs.console import Advance, complain, progress
-from jobs.listening import listen
+from jobs.listening import listen, told_by_the_second
 from jobs.scoring import enrol
 from jobs.voice_files import write_voices
-from pipeline.audio import load_blocks, seconds_of
+from pipeline.audio import load_blocks
 from pipeline.errors import CscError
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.storage import Folder
@@ -71,15 +71,13 @@ def extract_file(
     Raises:
         CscError: the recording cannot be used, or the file cannot be written.
     """
-    heard, kept, done, total = 0.0, 0.0, 0, seconds_of(mixture)
+    heard, kept, done = 0.0, 0.0, 0
 
     def blocks(advance: Advance) -> Iterator[Tensor]:
         nonlocal heard, done
-        for block in load_blocks(mixture):
+        for block in told_by_the_second(mixture, load_blocks(mixture), advance):
             heard += float(np.square(block, dtype=np.float64).sum())
             done += len(block)
-            seconds = done // SAMPLE_RATE_HZ
-            advance(seconds, max(round(total), seconds + 1))
             yield torch.from_numpy(block)
 
     def voice() -> Iterator[Tensor]:

@@ -18,9 +18,9 @@ from torch import Tensor
 from csc_model.extraction import leak_db
 from csc_model.longform import Voices
 from csc_model.losses import SILENT, si_snr_db
-from csc_model.model import ACTIVE, CSC
+from csc_model.model import CSC
 from jobs.embedding import Embeddings, System, added_model, on_device, opened
-from jobs.scoring import embed_with, enrol
+from jobs.scoring import embed_with, enrol, evenly, nearest_slot
 from jobs.words import Recogniser, recogniser_named, word_errors
 from pipeline.schema import Runner, Task, config_hash
 from pipeline.sides import Side, TrialAudio, side_id
@@ -69,9 +69,7 @@ def choose_pairs(trials: Trials, most: int) -> Pairs:
     own, others = (
         np.flatnonzero(kind) for kind in (trials.target & ~itself, ~trials.target & ~over)
     )
-    both = np.intersect1d(trials.test[own], trials.test[others])
-    count = min(most, len(both))
-    chosen = both[np.arange(count) * len(both) // max(count, 1)]
+    chosen = evenly(np.intersect1d(trials.test[own], trials.test[others]), most)
     return Pairs(*(_one_of_each(kind, trials.test[kind], chosen) for kind in (own, others)))
 
 
@@ -181,16 +179,6 @@ def measure_side(
         (again[:, -1].cpu() * vectors).sum(-1),
     )
     return Measured(*(part.float().numpy() for part in found))
-
-
-def nearest_slot(vectors: Tensor, activity: Tensor, whose: Tensor) -> int:
-    """Return the slot whose voice is nearest to a unit vector: an active one, if any is.
-
-    Vectors and activity are those of the views `(slot + 1, dim)`, the unseparated one last.
-    """
-    active = activity[:-1] >= ACTIVE
-    cosines = vectors[:-1] @ whose
-    return int(cosines.masked_fill(~active & active.any(), -torch.inf).argmax())
 
 
 def ratios_db(signals: Tensor, voices: Tensor) -> Tensor:

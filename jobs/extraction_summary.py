@@ -83,10 +83,8 @@ def mean_over_speakers(
     `draws` are `(replicate, speaker)`; a value counts as often as its speaker was drawn. With
     `among`, `(side,)`, it is the sum of the values over the sum of those.
     """
-    weights, among = (
-        draws[:, speaker].astype(np.float64),
-        np.ones_like(values) if among is None else among,
-    )
+    weights = draws[:, speaker].astype(np.float64)
+    among = np.ones_like(values) if among is None else among
     with np.errstate(divide="ignore", invalid="ignore"):  # where nobody of them was drawn
         replicates = weights @ values / (weights @ among)
     return metrics.interval(float(values.sum() / among.sum()), replicates)

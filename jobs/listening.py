@@ -1,5 +1,6 @@
 """What a model hears in a file, of any length, for the commands that use one."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from csc_model.model import CSC
-from jobs.console import progress
-from pipeline.audio import load
+from jobs.console import Advance, progress
+from pipeline.audio import load, seconds_of
 from pipeline.schema import SAMPLE_RATE_HZ
 
 WHOLE = "whole"
@@ -23,6 +24,16 @@ class Listened(NamedTuple):
     names: list[str]  # of the views: slot-1, slot-2, .., whole
     vectors: Vector  # (view, dim)
     activity: Vector  # (view,)
+
+
+def told_by_the_second(path: str, blocks: Iterable[Vector], advance: Advance) -> Iterator[Vector]:
+    """Give the blocks of a file, `(time, ..)`, and tell how many seconds of it have come."""
+    done, total = 0, seconds_of(path)
+    for block in blocks:
+        done += len(block)
+        seconds = done // SAMPLE_RATE_HZ
+        advance(seconds, max(round(total), seconds + 1))  # it may be longer than it says
+        yield block
 
 
 def listen(model: CSC, path: str) -> Listened:

@@ -1,7 +1,6 @@
 """PESQ and STOI of separated voices, through their own packages (`pip install 'csc[quality]'`)."""
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from csc_model.model import CSC
 from jobs.scoring import matched, padded
-from pipeline.errors import CscError
+from pipeline.extras import extra
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.sides import Side
 
@@ -24,13 +23,12 @@ def measures() -> dict[str, Measure]:
     Raises:
         CscError: a package is missing.
     """
-    try:
-        pesq, stoi = import_module("pesq"), import_module("pystoi")
-    except ImportError as error:
-        raise CscError(
-            f"evaluate.quality needs the package {error.name}: pip install 'csc[quality]', or set "
-            "evaluate.quality=0"
-        ) from error
+    pesq, stoi = (
+        extra(
+            package, "quality", "evaluate.quality needs the package", ", or set evaluate.quality=0"
+        )
+        for package in ("pesq", "pystoi")
+    )
 
     def pesq_of(reference: Floats, estimate: Floats) -> float:
         try:

@@ -86,6 +86,22 @@ def scored(trials: Trials, scores: NDArray[np.float64]) -> ScoredTrials:
     return ScoredTrials(scores, trials.target, enrolled[trials.enrolment], speaker[trials.test])
 
 
+def nearest_slot(vectors: Tensor, activity: Tensor, whose: Tensor) -> int:
+    """Return the slot whose voice is nearest to a unit vector: an active one, if any is.
+
+    Vectors and activity are those of the views `(slot + 1, dim)`, the unseparated one last.
+    """
+    active = activity[:-1] >= ACTIVE
+    cosines = vectors[:-1] @ whose
+    return int(cosines.masked_fill(~active & active.any(), -torch.inf).argmax())
+
+
+def evenly(places: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return at most so many of the places, as far apart in their order as they can be."""
+    count = min(most, len(places))
+    return places[np.arange(count) * len(places) // max(count, 1)]
+
+
 def matched(sources: Tensor, references: Tensor) -> Tensor:
     """Put sources in the order of their references, `(mixture, slot, time)` both."""
     _, assignment = best_permutation(pairwise_separation_loss(sources, references))

@@ -17,7 +17,7 @@ from jobs.console import progress, say
 from jobs.listening import listen
 from jobs.scoring import enrol as enrol_vector
 from jobs.verify import Verifier
-from jobs.voice_files import write_voices
+from jobs.voice_files import slot_names, write_slots
 from pipeline.audio import load
 from pipeline.errors import CscError
 from pipeline.schema import content_id
@@ -104,11 +104,10 @@ def separate_file(model: CSC, path: str, to: Path) -> list[tuple[Path, float]]:
         CscError: the file cannot be used, or the folder cannot be written to.
     """
     samples, voices = torch.from_numpy(load(path)), Voices()
-    names = [f"{Path(path).stem}-slot-{slot + 1}.wav" for slot in range(model.config.num_slots)]
+    names = slot_names(path, model.config.num_slots)
     with progress("windows") as advance:
-        write_voices(Folder.at(to), names, model.separated(samples, voices, on_progress=advance))
-    activity = voices.mean()[1][:-1].tolist()
-    return [(to / name, active) for name, active in zip(names, activity, strict=True)]
+        pieces = model.separated(samples, voices, on_progress=advance)
+        return write_slots(to, names, pieces, voices)
 
 
 class Gallery:

@@ -2,16 +2,38 @@
 
 import wave
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
 from torch import Tensor
 
+from csc_model.longform import Voices
 from pipeline.audio import to_pcm
 from pipeline.schema import SAMPLE_RATE_HZ
 from pipeline.storage import Folder
 
 SAMPLES_AT_ONCE = 1 << 20
+
+
+def slot_names(path: str, num_slots: int) -> list[str]:
+    """Return the names of the files for the slots of a recording."""
+    return [f"{Path(path).stem}-slot-{slot + 1}.wav" for slot in range(num_slots)]
+
+
+def write_slots(
+    to: Path, names: Sequence[str], pieces: Iterable[Tensor], voices: Voices
+) -> list[tuple[Path, float]]:
+    """Write the slots of a recording; return the path of each and how active it is.
+
+    `voices` is that of the pieces: complete once these have come.
+
+    Raises:
+        CscError: the folder cannot be written to.
+    """
+    write_voices(Folder.at(to), names, pieces)
+    activity = voices.mean()[1][:-1].tolist()
+    return [(to / name, active) for name, active in zip(names, activity, strict=True)]
 
 
 def write_voices(folder: Folder, names: Sequence[str], pieces: Iterable[Tensor]) -> None:

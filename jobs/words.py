@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import CscError
+from pipeline.extras import extra
 
 WANTED = (
     "name a function that Python finds, here and on a cluster's nodes, of samples at 16 kHz, that "
@@ -31,7 +32,7 @@ def recogniser_named(name: str) -> Recogniser:
         raise CscError(f"evaluate.recogniser {name}: {error}; {WANTED}") from error
     if not callable(found):
         raise CscError(f"evaluate.recogniser {name}: it is no function; {WANTED}")
-    _jiwer()
+    _jiwer()  # or it would be missed only where words are counted
     return found
 
 
@@ -54,9 +55,4 @@ def word_errors(recogniser: Recogniser, voice: Floats, heard: Sequence[Floats]) 
 
 
 def _jiwer() -> Any:
-    try:
-        return import_module("jiwer")
-    except ImportError as error:
-        raise CscError(
-            f"evaluate.recogniser needs the package {error.name}: pip install 'csc[words]'"
-        ) from error
+    return extra("jiwer", "words", "evaluate.recogniser needs the package")

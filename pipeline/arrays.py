@@ -6,7 +6,6 @@ the image source method (Allen and Berkley, 1979) make sound of it, as pyroomaco
 
 import math
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
+from pipeline.extras import extra
 from pipeline.schema import SAMPLE_RATE_HZ, Strict
 
 Geometry = Literal["linear", "circular", "ad hoc"]
@@ -199,9 +199,4 @@ def check_rooms() -> None:
 
 
 def _pyroomacoustics() -> Any:
-    try:
-        return import_module("pyroomacoustics")
-    except ImportError as error:
-        raise CscError(
-            f"rooms are simulated by the package {error.name}: pip install 'csc[arrays]'"
-        ) from error
+    return extra("pyroomacoustics", "arrays", "rooms are simulated by the package")

@@ -25,7 +25,6 @@ from jobs.extraction import (
     Pairs,
     choose_pairs,
     measure_side,
-    nearest_slot,
     ratios_db,
 )
 from jobs.extraction_report import tables
@@ -39,6 +38,7 @@ from jobs.extraction_summary import (
 )
 from jobs.finetune import SPEAKERS_FILE, TABLE_FILE
 from jobs.register import metrics_of
+from jobs.scoring import nearest_slot
 from jobs.stepper import new_model
 from jobs.train import Trained
 from pipeline.schema import Task, Work
@@ -360,6 +360,13 @@ def test_an_evaluation_measures_extraction(evaluated: Evaluated) -> None:
         assert ("improvement_db" in row) == (row["condition"] != "clean")
         assert 0 <= row["wer"]["value"] <= 3
         assert (row["wer_of_mixture"]["value"] == 0) == (row["condition"] == "clean")
+
+
+def test_of_more_rooms_than_there_are_trials_each_is_another(evaluator: Evaluator) -> None:
+    trials = evaluator.trials
+    every = np.flatnonzero(~trials.target)
+    for many in (len(every), len(every) + 7):
+        assert len(set(choose_talkers(trials, many))) == len(every)
 
 
 def test_the_page_has_arrays_to_listen_to(evaluated: Evaluated, evaluator: Evaluator) -> None:

@@ -11,7 +11,7 @@ PACKAGES = ("csc_model", "pipeline", "jobs")
 # A module of the pipeline may import those of its own rank and of lower ones.
 RANKS = [
     {"errors"},
-    {"schema", "draws", "refusals"},
+    {"schema", "draws", "refusals", "extras"},
     {"distributions", "strangers", "storage", "audio", "patterns", "fingerprint", "tones"},
     {"commits", "nearby", "speech", "splits", "vad", "decoder", "manifests", "duplicates"},
     {"segments", "layouts", "responses", "updates", "arrays"},
