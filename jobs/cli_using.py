@@ -133,7 +133,7 @@ def extract(
     set_: SetOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Take one person's voice out of a recording; silent where they do not speak, if that was learned.
+    """Take one person's voice out of a recording; silent without them, if that was learned.
 
     The model needs an extractor: csc train makes one for a model that is there, with
     train.task=extract, model.extractor=film, build.mixing.absent_share=0.1 and
