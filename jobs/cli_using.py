@@ -15,6 +15,7 @@ from jobs.options import (
 from pipeline.errors import CscError
 
 if TYPE_CHECKING:
+    from csc_model.model import CSC
     from jobs.verify import Verifier
 
 HARDLY_DB = -20.0
@@ -44,17 +45,37 @@ def verifier_of(
     overrides: list[str] | None,
     workspace: str | None,
 ) -> "Verifier":
-    from jobs.embedding import on_device
     from jobs.verify import champion_of, load_verifier
 
     resolved = configured(config, overrides, workspace)
     verifier = load_verifier(model or champion_of(resolved), resolved)
+    _to_device(verifier.model, device)
+    return verifier
+
+
+def model_of(
+    model: str | None,
+    device: str,
+    config: str,
+    overrides: list[str] | None,
+    workspace: str | None,
+) -> "CSC":
+    from jobs.verify import champion_of, load_model
+
+    resolved = configured(config, overrides, workspace)
+    loaded = load_model(model or champion_of(resolved), resolved)
+    _to_device(loaded, device)
+    return loaded
+
+
+def _to_device(model: "CSC", device: str) -> None:
+    from jobs.embedding import on_device
+
     try:
-        verifier.model.to(on_device(device))
+        model.to(on_device(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CscError(f"--device {device}: {reason}; give cpu, cuda or auto") from error
-    return verifier
 
 
 def embed(
@@ -136,8 +157,10 @@ def extract(
     """Take one person's voice out of a recording; silent without them, if that was learned.
 
     The model needs an extractor: csc train makes one for a model that is there, with
-    train.task=extract, model.extractor=film, build.mixing.absent_share=0.1 and
-    train.init_from=MODEL. It is by mixtures that lack the voice that it learns to be silent.
+    train.task=extract, model.extractor=film and train.init_from=MODEL.
+
+    The exit code is 3 where the person does not seem to speak in it: where what is left is 20 dB
+    below the recording in every 4 s of it. It is written all the same.
     """
     from jobs.console import say
     from jobs.extracting import check_extracts, extract_file, voice_of_files
@@ -151,9 +174,13 @@ def extract(
         check_extracts(verifier.model, named)
         vector = voice_of_files(verifier.model, speaker)
         found = extract_file(verifier.model, mixture, vector, out, chunk_s, look_ahead_s)
-    say(f"{out}: {found.seconds:.1f} s, {found.level_db:+.1f} dB over the recording")
-    if found.level_db < HARDLY_DB:
-        say("hardly anything is left: that person does not seem to speak in it")
+    say(
+        f"{out}: {found.seconds:.1f} s, {found.level_db:+.1f} dB over the recording, "
+        f"{found.most_db:+.1f} dB where most of it is left"
+    )
+    if found.most_db < HARDLY_DB:
+        say("hardly anything is left anywhere: that person does not seem to speak in it")
+        raise typer.Exit(3)
 
 
 def enrol(

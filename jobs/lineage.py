@@ -7,6 +7,7 @@ from typing import Any
 from csc_model.config import VARIANT
 from jobs.finetune import SPEAKERS_FILE
 from jobs.registry import DATASET, FORGOTTEN, MODEL_ID, STORE, TRIALS, Registry, Version
+from pipeline.distributions import BuildConfig
 from pipeline.errors import CscError
 
 LINEAGE_FILE = "lineage.json"
@@ -16,13 +17,15 @@ REQUIRED = (MODEL_ID, DATASET, STORE, TRIALS)
 def describe(model: dict[str, Any], dataset: dict[str, Any], store: dict[str, Any]) -> Any:
     """Return the lineage of a trained model from the indices of what it was made of."""
     configured = {corpus["name"]: corpus for corpus in store["config"]["corpora"]}
+    built = BuildConfig.model_validate(dataset["config"]["build"])
     return {
         "model": model["id"],
         "variant": VARIANT,
         "run": model["run"],
         "begun_with": model["config"]["train"]["init_from"],
         "speakers": model["speakers"],
-        "dataset": {key: dataset[key] for key in ("id", "seed", "episodes")},
+        "dataset": {key: dataset[key] for key in ("id", "seed", "episodes")}
+        | {"by_recording": built.mixing.by_recording},
         "store": {key: store[key] for key in ("id", "generation", "seconds", "kept", "speakers")},
         "corpora": [
             {
@@ -46,9 +49,9 @@ def flag_forgotten(
 ) -> list[str]:
     """Tag the versions that were trained with what was forgotten; return their numbers.
 
-    For a speaker a version's own lists decide. For a recording, whether the version's store is
-    among `stores`, the ids of those that are gone with it: it may have held it. What a version
-    began with counts as its own.
+    For a speaker a version's own lists decide. For a recording, and for a speaker where training
+    was told of recordings alone, whether the version's store is among `stores`, the ids of those
+    that are gone with it: it may have held it. What a version began with counts as its own.
     """
     versions = registry.versions()
     own: dict[str, list[str]] = {}
@@ -56,7 +59,9 @@ def flag_forgotten(
     for one in versions:
         origin = _origin(registry, one)
         heard = _heard(registry, one, origin)
-        own[one.number] = _gone(one, heard, speakers, recordings, stores)
+        nameless = origin.get("dataset", {}).get("by_recording", False)
+        maybe = [*recordings, *(speakers if nameless else ())]
+        own[one.number] = _gone(one, heard, speakers, maybe, stores)
         bases[one.number] = _named(origin.get("begun_with"), versions)
     flagged = []
     for version in versions:
@@ -91,12 +96,12 @@ def _gone(
     version: Version,
     heard: set[str],
     speakers: Collection[str],
-    recordings: Collection[str],
+    maybe: Collection[str],
     stores: set[str],
 ) -> list[str]:
     """Return what of the forgotten a version was itself trained with, or may have been."""
     gone = sorted(heard & set(speakers))
-    return gone + sorted(recordings) if version.tags.get(STORE) in stores else gone
+    return gone + sorted(maybe) if version.tags.get(STORE) in stores else gone
 
 
 def _origin(registry: Registry, version: Version) -> dict[str, Any]:

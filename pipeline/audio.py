@@ -58,7 +58,7 @@ def stream(
             good `truncated` or `not_finite`.
     """
     blocks = _native_blocks(file, start_s, duration_s)
-    yield from _not_empty(_at_one_rate(blocks, _first if first_channel else _Downmix))
+    yield from _not_empty(_at_one_rate(blocks, _first if first_channel else _Downmix, start_s))
 
 
 def stream_channels(file: BinaryIO) -> Iterator[Samples]:
@@ -194,15 +194,19 @@ def _span(blocks: Iterator[Native], start_s: float, duration_s: float) -> Iterat
             return
 
 
-def _at_one_rate(blocks: Iterator[Native], new_mix: Callable[[], Mix]) -> Iterator[Samples]:
-    """Mix and resample; rate and channels may change on the way."""
+def _at_one_rate(
+    blocks: Iterator[Native], new_mix: Callable[[], Mix], start_s: float = 0.0
+) -> Iterator[Samples]:
+    """Mix and resample what begins at a second; rate and channels may change on the way."""
     shape: tuple[int, int] | None = None
     mix, mixed, resampler = new_mix(), np.zeros(0, np.float32), None
     for rate_hz, block in blocks:
         if rate_hz not in RATES_HZ:
             raise AudioError("unreadable", f"a sampling rate of {rate_hz} Hz")
         if not np.isfinite(block).all():
-            raise AudioError("not_finite", "the file has NaN or infinite samples")
+            at_s = start_s + float(np.isfinite(block).all(1).argmin()) / rate_hz
+            raise AudioError("not_finite", f"NaN or infinite samples at second {at_s:.2f}")
+        start_s += len(block) / rate_hz
         changed = shape != (rate_hz, block.shape[1])
         if changed:
             if resampler is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.casting import MixingTable, Rooms, Rows
+from pipeline.casting import MixingTable, Rooms, Rows, as_mixed
 from pipeline.commits import ShardRecord, commit_shard, committed_shards
 from pipeline.distributions import BuildConfig, MixingConfig
 from pipeline.episodes import Numbers, account, listed
@@ -59,6 +59,7 @@ def build(dataset: Folder, store: Folder, config: BuildConfig, seed: int, run: R
     name = dataset_id(store.read_json(INDEX), config, seed)
     catalogue = read_catalogue(store)
     check_disjoint(catalogue)
+    catalogue = as_mixed(catalogue, config.mixing)
     speakers = speakers_of(catalogue)
     dataset.put(SPEAKERS_FILE, encode(speakers, len(speakers)))
     rooms = rooms_of(store, catalogue) if config.mixing.ever("room_share") else None
@@ -131,10 +132,9 @@ def window_table(
     store: Folder, task: Task, config: MixingConfig, speakers: pa.Table
 ) -> MixingTable:
     """Return what the recipes of a task are drawn from."""
-    rows = read_catalogue(
-        store, {shard for shard, *_ in task["runs"]}, [*Rows._fields, "split", "kind"]
-    )
-    rows = of_split(rows, task["split"])
+    columns = [*Rows._fields, "split", "kind", "label_kind"]
+    rows = read_catalogue(store, {shard for shard, *_ in task["runs"]}, columns)
+    rows = of_split(as_mixed(rows, config), task["split"])
     shard, row = rows["shard"].to_numpy(), rows["row"].to_numpy()
     inside = np.zeros(len(rows), bool)
     for number, first, stop in task["runs"]:

@@ -35,6 +35,25 @@ class Rows(NamedTuple):
         return cls(*(rows[name].to_numpy() for name in cls._fields))
 
 
+def nameless(catalogue: pa.Table) -> pa.Table:
+    """Forget who speaks: every utterance of a known speaker becomes a speaker of its own.
+
+    What was cut from a recording of nobody known goes on belonging together, and so does what is no
+    speech, as the responses of a room.
+    """
+    given = pc.and_(
+        pc.equal(catalogue["kind"], "speech"), pc.equal(catalogue["label_kind"], "given")
+    )
+    named = pc.if_else(given, catalogue["utterance_id"], catalogue["speaker_id"])
+    place = catalogue.schema.get_field_index("speaker_id")
+    return catalogue.set_column(place, "speaker_id", named)
+
+
+def as_mixed(catalogue: pa.Table, config: MixingConfig) -> pa.Table:
+    """Return what there is to mix with whom a build takes each to be."""
+    return nameless(catalogue) if config.by_recording else catalogue
+
+
 class Rooms(NamedTuple):
     """Rooms, each with the rows of its responses."""
 
@@ -116,7 +135,7 @@ class MixingTable:
             for gender in sorted(set(self.gender[known].tolist()))
             for same in (True, False)
         }
-        self.anchors = Pool.of(np.flatnonzero(self.count >= config.conditions), weight)
+        self.anchors = Pool.of(np.flatnonzero(self.count >= config.utterances_needed), weight)
         check_enough(
             config,
             speakers=len(self.speakers),
@@ -172,7 +191,7 @@ def check_enough(
     Raises:
         CscError: naming what is too little, and what to do.
     """
-    if most_utterances < config.conditions:
+    if most_utterances < config.utterances_needed:
         raise CscError(
             f"no speaker has {config.conditions} utterances, one for each condition of an episode: "
             "add recordings, or set build.mixing.conditions lower"

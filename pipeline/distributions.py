@@ -28,6 +28,10 @@ class MixingConfig(Strict):
 
     seconds: float = Field(4.0, gt=0.1, le=30)
     conditions: int = Field(2, ge=1, description="mixtures of an episode")
+    by_recording: bool = Field(
+        False,
+        description="no label is read: an utterance, or what is of nobody known, is a speaker",
+    )
     interferer_shares: list[float] = Field(
         [0.1, 0.9], description="shares of mixtures with 0, 1, 2, .. other speakers"
     )
@@ -58,6 +62,8 @@ class MixingConfig(Strict):
         shares = self.interferer_shares
         if not 2 <= len(shares) <= 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError("interferer_shares are two to four shares that sum to 1")
+        if self.by_recording and self.same_gender_share is not None:
+            raise ValueError("by_recording reads no label: leave same_gender_share out")
         if bool(self.curriculum.start) != bool(self.curriculum.epochs):
             raise ValueError("curriculum: epochs and start belong together")
         if self.curriculum.start:
@@ -104,6 +110,11 @@ class MixingConfig(Strict):
     def ever(self, share: str) -> bool:
         """Tell whether a share is above 0 in some epoch."""
         return getattr(self, share) > 0 or bool(self.curriculum.start.get(share))
+
+    @property
+    def utterances_needed(self) -> int:
+        """Utterances that a speaker has who is the anchor of an episode."""
+        return 1 if self.by_recording else self.conditions
 
     @property
     def interferers(self) -> int:

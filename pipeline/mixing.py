@@ -6,6 +6,7 @@ returns.
 
 import math
 from collections import Counter
+from itertools import cycle, islice
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -78,6 +79,7 @@ def _utterances_of(
 
     They are different, of different sessions as far as there are any, and as long as the mixture if
     there are such. Looks at four candidates for each, so that a speaker of any size costs the same.
+    Where no label is read there may be fewer, which then are heard in several conditions.
     """
     count, chosen = int(table.count[speaker]), config.conditions
     candidates = [
@@ -90,7 +92,7 @@ def _utterances_of(
         session = table.speech.session_id[utterance]
         ranked.append((used[session], utterance))
         used[session] += 1
-    return [utterance for _, utterance in sorted(ranked, key=itemgetter(0))[:chosen]]
+    return list(islice(cycle(at for _, at in sorted(ranked, key=itemgetter(0))), chosen))
 
 
 class _Scene:

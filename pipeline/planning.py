@@ -72,7 +72,7 @@ def _due(
     here, mixing = added(slices, chosen), config.mixing
     if len(here) < mixing.speakers_needed:
         return 0.0
-    anchors = {name: n for name, n in here.items() if n >= mixing.conditions}
+    anchors = {name: n for name, n in here.items() if n >= mixing.utterances_needed}
     return sum(n * counts[name] ** (mixing.balance - 1) for name, n in anchors.items())
 
 

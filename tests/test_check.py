@@ -22,7 +22,7 @@ from pipeline.corpora import CorpusConfig, IngestConfig
 from pipeline.distributions import BuildConfig
 from pipeline.episodes import Numbers
 from pipeline.schema import EPISODE
-from pipeline.shards import encode
+from pipeline.shards import encode, read_catalogue
 from pipeline.storage import Folder
 from tests.conftest import BUILD, make_store, serially
 from tests.test_librimix import write_files
@@ -275,6 +275,27 @@ def test_tables_beside_the_shards_are_checked(store: Folder, copy: Folder) -> No
     copy.remove_file("speakers.parquet")
     (missing,) = check(copy, None).findings
     assert "speakers.parquet: is missing; remove index.json and run csc build" in str(missing)
+
+
+def test_what_is_mixed_by_recording_is_of_nobody_and_in_whole_rooms(
+    corpora: IngestConfig, tmp_path: Path
+) -> None:
+    rooms = CorpusConfig(name="rooms", root=str(write_rooms(tmp_path / "r", 12, 2)), kind="room")
+    every = corpora.model_copy(update={"corpora": [*corpora.corpora, rooms]})
+    store = make_store(tmp_path / "store", every)
+    mixing = BUILD.mixing.model_copy(update={"room_share": 1.0, "by_recording": True})
+    config = BUILD.model_copy(update={"mixing": mixing})
+    folder = Folder.at(tmp_path).child(dataset_id(store.read_json("index.json"), config, 3))
+    index = build(folder, store, config, 3, serially)
+    utterances = read_catalogue(store)["utterance_id"].to_pylist()
+    assert set(index["speakers"]) <= set(utterances)
+    for row in pq.read_table(folder.open_input(FIRST)).to_pylist():
+        targets = {source["utterance_id"] for source in row["sources"] if source["slot"] == 0}
+        assert targets == {index["speakers"][row["anchor"]]}
+    names = pq.read_table(folder.open_input("rooms.parquet"))["room"].to_pylist()
+    assert all(names.count(name) == 2 for name in names)
+    report = check(folder, store)
+    assert (report.findings, report.remade) == ([], 3)
 
 
 def test_rooms_are_checked(corpora: IngestConfig, tmp_path: Path) -> None:

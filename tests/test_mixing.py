@@ -2,11 +2,12 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.casting import MixingTable, Rooms
+from pipeline.casting import MixingTable, Rooms, nameless
 from pipeline.distributions import BuildConfig, Curriculum, MixingConfig
 from pipeline.draws import Draws, stream_key
 from pipeline.errors import CscError
@@ -155,6 +156,39 @@ def test_too_small_a_corpus_is_refused(
     ]
     with pytest.raises(CscError, match=reason):
         MixingTable(pa.Table.from_pylist(rows, schema=CATALOGUE), MixingConfig(**changes))
+
+
+NAMELESS = RICH.model_copy(update={"by_recording": True, "conditions": 3})
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_by_recording_no_label_changes_a_recipe(catalogue: pa.Table, index: int) -> None:
+    speech = catalogue.filter(pc.equal(catalogue["label_kind"], "given"))
+    noise, others = catalogue.filter(pc.equal(catalogue["kind"], "noise")), speech
+    for name in ("speaker_id", "session_id", "gender"):
+        order = pa.array(np.random.default_rng(index).permutation(len(speech)))
+        place = speech.schema.get_field_index(name)
+        others = others.set_column(place, name, speech[name].take(order))
+    drawn, same = (
+        recipe(
+            KEY, index, MixingTable(nameless(pa.concat_tables([rows, noise])), NAMELESS), NAMELESS
+        )
+        for rows in (speech, others)
+    )
+    assert drawn == same
+    targets = {source.utterance_id for source in drawn.sources if source.slot == 0}
+    if not drawn.mixit:
+        assert targets == {drawn.anchor}
+    voices = [source for source in drawn.sources if source.slot < NAMELESS.num_slots - 1]
+    assert all(source.speaker_id == source.utterance_id for source in voices)
+
+
+def test_by_recording_what_was_cut_from_a_recording_of_nobody_known_stays_together() -> None:
+    rows = [row(f"u{n}", "c/talk", "c/talk/0") | {"label_kind": "pseudo"} for n in range(3)]
+    rows += [row("u3", "c/ann", "c/ann/0") | {"label_kind": "given"}]
+    forgotten = nameless(pa.Table.from_pylist(rows, schema=CATALOGUE))
+    assert forgotten["speaker_id"].to_pylist() == ["c/talk"] * 3 + ["u3"]
 
 
 def test_every_speaker_is_drawn_as_often_whatever_it_has_said() -> None:

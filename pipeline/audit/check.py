@@ -21,6 +21,7 @@ from pipeline.audit.files import MISSING, look_at, misnumbered
 from pipeline.audit.recipes import planned_tasks, remade, sampled, unplanned
 from pipeline.audit.rows import Known, Seen
 from pipeline.build import dataset_id, speakers_of
+from pipeline.casting import as_mixed
 from pipeline.commits import DONE, ShardRecord
 from pipeline.datasets import Dataset, read_dataset
 from pipeline.episodes import UNREADABLE
@@ -137,7 +138,7 @@ class _Check:
             )
         else:
             try:
-                return read_catalogue(self.store)
+                return as_mixed(read_catalogue(self.store), self.dataset.config.mixing)
             except (CscError, *UNREADABLE) as error:
                 what = f"its catalogue cannot be read, {error}"
                 self.findings.append(Finding(self.store.uri, what, "run csc ingest --fresh"))
