@@ -13,7 +13,7 @@ from csc_model.encoder import FrontEnd
 from csc_model.episodes import Episodes, anchor_first, has_anchor
 from csc_model.extractor import COMPRESSION
 from csc_model.gather import global_mean
-from csc_model.losses import FLOOR, snr_db
+from csc_model.losses import FLOOR, si_snr_db, snr_db
 from csc_model.mel import unit_level
 from csc_model.model import CSC
 from csc_model.objective import Losses, Objective
@@ -30,12 +30,12 @@ class Asked(NamedTuple):
     usable: Tensor  # (mixture,), bool: there is an enrolment
 
 
-def asked(episodes: Episodes) -> Asked:
+def asked(episodes: Episodes, others_share: float = 0.0) -> Asked:
     """Ask of each mixture for its episode's anchor, enrolled by the next condition that has it.
 
     Never by the mixture itself: what is said there is not said here. The anchor's conditions take
     turns by its sessions as far as there are several. Where no other condition has the anchor,
-    there is no enrolment.
+    there is no enrolment. `others_share` of the mixtures are asked for somebody else instead.
     """
     episodes = anchor_first(episodes)
     present = has_anchor(episodes)
@@ -52,7 +52,27 @@ def asked(episodes: Episodes) -> Asked:
         found = there.any(-1)
     enrolments = targets.gather(1, chosen.unsqueeze(-1).expand_as(targets))
     parts = (episodes.mixtures, targets, enrolments, present, found)
-    return Asked(*(part.flatten(0, 1) for part in parts))
+    told = Asked(*(part.flatten(0, 1) for part in parts))
+    return _asked_for_others(told, episodes, others_share) if others_share else told
+
+
+def _asked_for_others(told: Asked, episodes: Episodes, share: float) -> Asked:
+    """Ask a share of the mixtures, drawn at random, for the next episode's anchor.
+
+    Where that one is not in them; a batch of one episode has nobody else to ask for.
+    """
+    conditions = episodes.mixtures.shape[1]
+    turn = torch.rand(len(told.present), device=told.present.device) < share
+    other = episodes.anchors.roll(-1).repeat_interleave(conditions)
+    heard = (episodes.speakers.flatten(0, 1) == other.unsqueeze(-1)).any(-1)
+    lacks = turn & ~heard & told.usable & told.usable.roll(-conditions)
+    return told._replace(
+        targets=told.targets.masked_fill(lacks.unsqueeze(-1), 0),
+        enrolments=torch.where(
+            lacks.unsqueeze(-1), told.enrolments.roll(-conditions, 0), told.enrolments
+        ),
+        present=told.present & ~lacks,
+    )
 
 
 @exact
@@ -85,9 +105,10 @@ def _compressed(spectrum: Tensor) -> Tensor:
 class ExtractionObjective(Objective):
     """What training of an extractor minimises; all of the model but the extractor stays as it is.
 
-    `separation_db` of the losses is the cost in dB: minus the SNR of a voice that is there, or the
-    level of what is left where it is not. It is what is minimised, or else logged beside the
-    power-law loss.
+    `separation_db` of the losses is the cost in dB: minus the SNR of a voice that is there (or its
+    SI-SNR), or the level of what is left where it is not. It is what is minimised, or else logged
+    beside the power-law loss. SI-SNR asks for no level, and together with the cost of what is left
+    teaches to turn everything down.
     """
 
     def __init__(
@@ -95,17 +116,18 @@ class ExtractionObjective(Objective):
         model: CSC,
         num_speakers: int,
         *,
-        extraction_loss: Literal["snr", "power_law"] = "snr",
+        extraction_loss: Literal["snr", "si_snr", "power_law"] = "snr",
+        others_share: float = 0.0,
         **others: Any,
     ) -> None:
         super().__init__(model, num_speakers, **others)
-        self.extraction_loss = extraction_loss
+        self.extraction_loss, self.others_share = extraction_loss, others_share
         self.requires_grad_(False)
         model.extractor.requires_grad_(True)
 
     def forward(self, episodes: Episodes, contrastive_weight: float = 1.0) -> Losses:  # noqa: ARG002
         """Return the losses, averaged so that the mean over ranks is that of one process."""
-        told, model = asked(episodes), self.model
+        told, model = asked(episodes, self.others_share), self.model
         model.eval()  # norms of what stays as it is are not those of these batches
         model.extractor.train(self.training)
         with torch.no_grad():
@@ -115,7 +137,8 @@ class ExtractionObjective(Objective):
             return self._losses_of(full(estimates), told)
 
     def _losses_of(self, estimates: Tensor, told: Asked) -> Losses:
-        kept = -snr_db(estimates, told.targets)  # at its level: else all may as well be quiet
+        likeness_db = si_snr_db if self.extraction_loss == "si_snr" else snr_db
+        kept = -likeness_db(estimates, told.targets)
         cost_db = torch.where(told.present, kept, leak_db(estimates, told.mixtures))
         separation = global_mean(cost_db, told.usable)
         total = separation

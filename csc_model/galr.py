@@ -1,6 +1,8 @@
 """GALR: globally attentive, locally recurrent blocks (Lam et al., arXiv 2101.05014).
 
-The block follows the one that an author of GALR released, but for what the docstrings name.
+The block follows the one that an author of GALR released, but for what the docstrings name: padding
+(`segment`), where an LSTM begins (`LocalLayer`), and the residual and dropout of attention
+(`GlobalLayer`).
 """
 
 import math
@@ -16,7 +18,9 @@ from csc_model.trunk import Stack, Trunk
 def segment(x: Tensor, length: int) -> Tensor:
     """Cut `(batch, channel, frame)` into half-overlapping segments `(batch, channel, length, s)`.
 
-    Half a segment of zeros goes before and after, so that every frame lies in two segments.
+    Half a segment of zeros goes before and after, so that every frame lies in two segments, and
+    behind it what is missing to a whole half. The released GALR puts 1 to `length` zeros there, up
+    to whole segments: its last ones can be empty.
     """
     half = length // 2
     missing = -x.shape[-1] % half
@@ -33,7 +37,10 @@ def overlap_add(x: Tensor, num_frames: int) -> Tensor:
 
 
 class LocalLayer(nn.Module):
-    """A bidirectional LSTM along the frames of each segment, with a residual."""
+    """A bidirectional LSTM along the frames of each segment, with a residual.
+
+    It begins each segment with zeros, where the released one learns a state to begin with.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -60,7 +67,8 @@ def sinusoids(count: int, channels: int, device: torch.device) -> Tensor:
 class GlobalLayer(nn.Module):
     """Self-attention across segments, on `queries` summaries of each, with a residual.
 
-    The attention input is added back before its norm; the one released GALR block leaves that out.
+    The attention input is added back before its norm; the one released GALR block leaves that out,
+    and adds the attention's output to itself after dropout. Here only the weights drop out.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -106,7 +114,7 @@ class Galr(Trunk):
     """Blocks on half-overlapping segments.
 
     `torch.compile` breaks the graph at each LSTM, which torch runs as it is, and compiles what lies
-    between; the other trunks give one graph.
+    between.
     """
 
     def stack(self, num_blocks: int) -> Stack:

@@ -17,6 +17,7 @@ from pipeline.sides import TrialAudio
 from pipeline.trials import CLEAN, Trials
 
 ARRAY = ArrayConfig(microphones=4)
+FLOOR_DB = -20.0  # of the mask on a beam, as far as csc beamform recommends it
 
 
 class ArrayExample(NamedTuple):
@@ -57,7 +58,12 @@ def array_examples(
 def _sounds(model: CSC, mixture: Tensor, images: Tensor) -> Iterator[Sound]:
     slots = padded(images.numpy(), model.config.num_slots)
     sources = matched(model.separate(mixture[0])[None], slots[None])[0, : len(images)]
-    made = {"one microphone": sources, "beam": beamform(mixture, sources, 0).float()}
+    made = {
+        "one microphone": sources,
+        "beam": beamform(mixture, sources, 0, refine=True).float(),
+        "beam and mask": beamform(mixture, sources, 0, FLOOR_DB, refine=True).float(),
+        "beam by the oracle's mask": beamform(mixture, images, 0).float(),
+    }
     before = si_snr_db(mixture[0].expand_as(images), images)
     yield sound("microphone 1", "as it is", mixture[0].numpy())
     for name, voices in made.items():

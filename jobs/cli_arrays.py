@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli_using import DeviceOption, ModelOption, verifier_of
+from jobs.cli_using import DeviceOption, ModelOption, model_of, verifier_of
 from jobs.options import ConfigOption, SetOption, WorkspaceOption, interruptible
 from pipeline.errors import CscError
 
@@ -42,10 +42,14 @@ def beamform(
         typer.Option(
             "--post-mask-floor-db",
             max=0.0,
-            help="Weigh the beams by the model's mask too, by this gain at least: -6 for a little, "
+            help="Weigh the beams by the masks too, by this gain at least: -6 for a little, "
             "-20 for a lot. Others get quieter, the voice less natural.",
         ),
     ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option(help="Have the directions that sounds come from mend the model's masks."),
+    ] = True,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     config: ConfigOption = "demo",
@@ -54,12 +58,13 @@ def beamform(
 ) -> None:
     """Point an array of microphones at each voice of a recording, or at one person's.
 
-    The model hears one microphone and says when and at what frequency each voice speaks; with that,
-    an MVDR beamformer listens through all of them. Where they are need not be known, and no model
-    is trained for an array: any one does. People may move: beams are made anew every 8 s.
+    The model hears one microphone and says when and at what frequency each voice speaks; where
+    sounds come from mends what it confuses, and with that an MVDR beamformer listens through all
+    microphones. Where they are need not be known, and no model is trained for an array: any one
+    does, also a folder with a model alone. People may move: beams are made anew every 8 s.
 
-    With --speaker the exit code is 3 where the person is likelier not to be heard at all; what is
-    nearest to them is written all the same.
+    With --speaker the model is to be one that was evaluated. The exit code is then 3 where the
+    person is likelier not to be heard at all; what is nearest to them is written all the same.
 
     [bold]csc beamform meeting.wav -o voices[/bold]
 
@@ -69,16 +74,17 @@ def beamform(
     from jobs.console import say
     from jobs.extracting import voice_of_files
 
-    asked = Asked(_microphone(reference), post_mask_floor_db)
+    asked = Asked(_microphone(reference), post_mask_floor_db, refine)
     is_file = out.suffix.lower() == ".wav"
     if is_file and not speaker:
         raise CscError(f"{out}: several voices need a folder; or name one person with --speaker")
     with interruptible("stopped; nothing was written"):
-        verifier = verifier_of(model, device, config, set_, workspace)
         if not speaker:
-            for path, activity in write_all(verifier.model, array, out, asked):
+            heard_by = model_of(model, device, config, set_, workspace)
+            for path, activity in write_all(heard_by, array, out, asked):
                 say(f"{path}: somebody speaks with probability {activity:.0%}")
             return
+        verifier = verifier_of(model, device, config, set_, workspace)
         whose = voice_of_files(verifier.model, speaker)
         to = out if is_file else out / f"{Path(array).stem}-speaker.wav"
         found = write_one(verifier, array, whose, to, asked)

@@ -18,7 +18,7 @@ from jobs.array_examples import ArrayExample, array_examples, choose_talkers
 from jobs.config import Config, EvaluateConfig
 from jobs.embedding import MFCC, MFCC_ID, Embeddings, System
 from jobs.evaluation_page import page
-from jobs.examples import Example, choose, examples, hardest
+from jobs.examples import OF_EACH_KIND, Example, choose, examples, hardest
 from jobs.extraction import choose_pairs, measure
 from jobs.extraction_summary import summarise_extraction
 from jobs.quality import measures, quality
@@ -246,16 +246,18 @@ def _plots(
 def _examples(
     evaluator: Evaluator, system: System, found: Calibrated, index: Mapping[str, Any]
 ) -> Iterator[Example]:
-    """Make listening examples of the hardest condition."""
-    condition = hardest(evaluator.trials, index["results"], CSC_NAME)
-    chosen = list(choose(found.scores[condition], evaluator.trials))
-    return examples(
-        evaluator.test.model(system),
-        evaluator.test.audio([trial for _, trial in chosen]),
-        chosen,
-        condition,
-        found.calibration,
-    )
+    """Make listening examples of the hardest condition; for an extractor, of clean voices too.
+
+    Of these one of each kind: whether a clean voice passes, and what is left if it is another's.
+    """
+    model = evaluator.test.model(system)
+    wanted = {hardest(evaluator.trials, index["results"], CSC_NAME): OF_EACH_KIND}
+    if model.config.extractor != "none" and CLEAN in found.scores:
+        wanted.setdefault(CLEAN, 1)
+    for condition, many in wanted.items():
+        chosen = list(choose(found.scores[condition], evaluator.trials, many))
+        audio = evaluator.test.audio([trial for _, trial in chosen])
+        yield from examples(model, audio, chosen, condition, found.calibration)
 
 
 def _systems(

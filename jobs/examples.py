@@ -8,8 +8,10 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from csc_model.calibration import Calibration
+from csc_model.extraction import leak_db
 from csc_model.model import CSC, best_view
 from jobs.report import pyplot
 from jobs.scoring import embed_with, enrol
@@ -110,9 +112,7 @@ def examples(
             )
         ]
         if model.config.extractor != "none":
-            voice = model.let_through(mixture, enrolment)
-            cosine = float(model.embed(voice)[0][-1] @ enrolment)
-            sounds.append(sound("extracted", f"score {cosine:.2f}", voice.numpy()))
+            sounds.append(_extracted(model, mixture, enrolment, bool(trials.target[trial])))
         speakers, over = trials.speakers, trials.conditions[condition].interferers
         yield Example(
             kind,
@@ -124,6 +124,14 @@ def examples(
             float(calibration.probability(np.array(score), 0.5)),
             sounds,
         )
+
+
+def _extracted(model: CSC, mixture: Tensor, enrolment: Tensor, there: bool) -> Sound:
+    voice = model.let_through(mixture, enrolment)
+    cosine, level_db = float(model.embed(voice)[0][-1] @ enrolment), float(leak_db(voice, mixture))
+    whose = "is there" if there else "is not there"
+    note = f"score {cosine:.2f}, {level_db:+.1f} dB over the mixture; who is asked for {whose}"
+    return sound("extracted", note, voice.numpy())
 
 
 def sound(name: str, note: str, samples: NDArray[np.float32]) -> Sound:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from csc_model.calibration import Calibration
-from csc_model.model import CSC, best_view
+from csc_model.model import CONFIG_FILE, CSC, best_view
 from jobs.config import Config
 from jobs.console import say
 from jobs.embedding import weights_id
@@ -73,6 +73,26 @@ class Verifier(NamedTuple):
         return -self.calibration.offset / self.calibration.scale
 
 
+def load_model(model_uri: str, config: Config) -> CSC:
+    """Return a registered model, that of a folder with its evaluation, or of a folder alone.
+
+    Torch has `train.threads` threads from then on, as with `load_verifier`.
+
+    Raises:
+        CscError: there is no such model.
+    """
+    torch.set_num_threads(config.train.threads)
+    with tempfile.TemporaryDirectory(prefix="csc-model-") as scratch:
+        folder = artifacts_of(model_uri, config, Path(scratch))
+        try:
+            return CSC.load(folder if (folder / CONFIG_FILE).exists() else folder / "model")
+        except (FileNotFoundError, ValueError) as error:
+            raise CscError(
+                f"{model_uri}: {error}; name a version that csc registered, or a folder with a "
+                "model in it"
+            ) from error
+
+
 def load_verifier(model_uri: str, config: Config) -> Verifier:
     """Return a registered model, or one in a folder with its evaluation.
 
@@ -85,6 +105,11 @@ def load_verifier(model_uri: str, config: Config) -> Verifier:
     torch.set_num_threads(config.train.threads)
     with tempfile.TemporaryDirectory(prefix="csc-verify-") as scratch:
         folder = artifacts_of(model_uri, config, Path(scratch))
+        if (folder / CONFIG_FILE).exists():
+            raise CscError(
+                f"{model_uri} is a model without its `evaluation`, which says when two voices are "
+                "one: name a version that csc registered, or a folder with both"
+            )
         try:
             model = CSC.load(folder / "model")
             about = json.loads((folder / "evaluation" / INDEX).read_text())

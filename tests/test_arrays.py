@@ -1,6 +1,7 @@
 """Arrays in simulated rooms, and `csc beamform` with good and awkward recordings."""
 
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,6 +152,7 @@ def evaluated(to: Path, first_logit: float | None = None) -> Path:
     """Write a small model, as csc evaluate leaves it; its slots are as active as is asked for."""
     model = new_model("tcn-stft")
     if first_logit is not None:
+        torch.nn.init.normal_(model.active[-1].weight, std=1e-3)  # as one that was trained
         torch.nn.init.constant_(model.active[-1].bias, first_logit)
     model.save(to / "model")
     calibration = Calibration(scale=10.0, offset=-4.0)._asdict()
@@ -196,7 +198,7 @@ def read(path: Path) -> Samples:
 def test_each_voice_is_what_all_microphones_make_of_it(
     ask: Ask, champion: Path, tmp_path: Path
 ) -> None:
-    """Also of a recording of several windows, and with a mask on the beams."""
+    """Also of a recording of several windows, with directions heard, and a mask on the beams."""
     heard = two_voices(17.0, 3)
     file = write(tmp_path / "array.wav", heard)
     words = ("--reference", 2, "--post-mask-floor-db", -6)
@@ -208,7 +210,7 @@ def test_each_voice_is_what_all_microphones_make_of_it(
     with torch.inference_mode():
         window = round(WINDOW_S * 16_000)
         pieces = separated(
-            array_ear(model.hear, 1, -6.0), torch.from_numpy(heard), window, Voices()
+            array_ear(model.hear, 1, -6.0, refine=True), torch.from_numpy(heard), window, Voices()
         )
         expected = torch.cat(list(pieces), -1).numpy()
     expected /= max(1, np.abs(expected).max())
@@ -244,6 +246,43 @@ def test_one_person_s_voice_is_one_of_those_that_are_heard(
     assert ask(file, "--out", tmp_path / "all")[0] == 0
     slot = int(said.partition("slot ")[2][0])
     assert np.array_equal(read(written), read(tmp_path / "all" / f"array-slot-{slot}.wav"))
+
+
+def test_a_model_alone_separates_and_a_slot_far_below_the_loudest_is_nobody_s(
+    ask: Ask, tmp_path: Path
+) -> None:
+    """One that learned separation alone: its activity is 0.95 in every slot of every window."""
+    model = new_model("tcn-stft")
+    with torch.no_grad():
+        of_second = slice(len(model.mask[-1].bias) // 2, None)
+        model.mask[-1].weight[of_second] = 0
+        model.mask[-1].bias[of_second] = -6  # masks of 0.0025
+    model.save(tmp_path / "alone")
+    file = write(tmp_path / "array.wav", two_voices(3.0, 3))
+    words = (file, "--model", tmp_path / "alone", "--out", tmp_path / "to")
+    code, said = ask(*words)
+    assert code == 0, said
+    assert "the model does not tell in which slots nobody speaks" in said
+    assert "array-slot-1.wav: somebody speaks with probability 100%" in said
+    assert "array-slot-2.wav: somebody speaks with probability 0%" in said
+    first, second = (read(tmp_path / "to" / f"array-slot-{slot}.wav") for slot in (1, 2))
+    assert np.mean(second**2) < 1e-3 * np.mean(first**2)  # a beam would have the first one's level
+    code, said = ask(*words, "--speaker", PAIR[0])
+    assert (code, "alone is a model without its `evaluation`" in said) == (1, True)
+
+
+def test_a_disk_without_room_is_told_before_it_is_full(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "array.wav", two_voices(3.0, 4))
+    used = shutil.disk_usage(tmp_path)
+    needed = 3 * 16_000 * (4 * 4 + 2 * 6)  # four channels and two voices in floats, two files
+    for free, expected in ((needed - 1, 1), (needed, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: used._replace(free=free))
+        code, said = ask(file, "--out", tmp_path / "to")
+        assert code == expected, said
+        assert ("4 channels and 2 voices need 0.0 GB of disk at" in said) == (code == 1)
+        assert bool([*(tmp_path / "to").iterdir()]) == (code == 0)
 
 
 def test_other_rates_are_heard_channel_by_channel(ask: Ask, tmp_path: Path) -> None:
@@ -286,8 +325,8 @@ def spoilt(value: float) -> Samples:
         (lambda: np.zeros((0, 2), np.float32), "awkward.wav: empty"),
         (lambda: np.zeros((16_000, 2), np.float32), "silent"),
         (lambda: two_voices(0.05, 2), "too short: 0.05 s"),
-        (lambda: spoilt(np.nan), "awkward.wav: not_finite"),
-        (lambda: spoilt(np.inf), "awkward.wav: not_finite"),
+        (lambda: spoilt(np.nan), "awkward.wav: not_finite: NaN or infinite samples at second 0.56"),
+        (lambda: spoilt(np.inf), "awkward.wav: not_finite: NaN or infinite samples at second 0.56"),
     ],
     ids=["mono", "one live", "empty", "silent", "50 ms", "nan", "infinite"],
 )

@@ -20,6 +20,7 @@ from jobs.array_examples import choose_talkers
 from jobs.config import Config, load_config
 from jobs.console import console, present
 from jobs.evaluate import Evaluated, Evaluator, evaluate, evaluation_id
+from jobs.examples import KINDS, OF_EACH_KIND
 from jobs.extraction import (
     Measured,
     Pairs,
@@ -372,7 +373,9 @@ def test_of_more_rooms_than_there_are_trials_each_is_another(evaluator: Evaluato
 def test_the_page_has_arrays_to_listen_to(evaluated: Evaluated, evaluator: Evaluator) -> None:
     _, page = evaluated.folder.read("report.html").decode().split("<h2>With several microphones")
     assert page.count("<section class=example>") == ROOMS
-    for heard in ("microphone 1", "voice 1, one microphone", "voice 2, beam"):
+    made = ("one microphone", "beam", "beam and mask", "beam by the oracle&#x27;s mask")
+    voices = [f"voice {number}, {name}" for number in (1, 2) for name in made]
+    for heard in ("microphone 1", *voices):
         assert page.count(f"<b>{heard}</b>") == ROOMS
     trials = evaluator.trials
     for one, other in choose_talkers(trials, ROOMS):
@@ -388,6 +391,11 @@ def test_the_page_and_the_terminal_show_extraction(evaluated: Evaluated) -> None
     assert f"<td>sir_0_db</td><td>extracted</td><td>{cell}" in page
     examples = page.count("<section class=example>") - ROOMS
     assert page.count("<b>extracted</b> score ") == examples > 0
+    for condition in CONDITIONS:  # the hardest is shown, and the clean one
+        assert f"<p>{condition}: " in page
+    there, absent = (page.count(f"; who is asked for is {word}there") for word in ("", "not "))
+    assert there + absent == examples == len(KINDS) * (OF_EACH_KIND + 1)
+    assert there == absent
     with console.capture() as said:
         present(tables(evaluated.about))
     assert "extracted" in said.get()

@@ -16,7 +16,6 @@ microphone alone, and which slot is whose is known. Nothing was trained on any r
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +27,12 @@ from torch import Tensor
 from csc_model.beamform import beamform
 from csc_model.losses import si_snr_db
 from csc_model.metrics import interval
-from csc_model.model import CONFIG_FILE, CSC
-from jobs.config import Config, load_config
+from csc_model.model import CSC
+from jobs.config import load_config
 from jobs.console import progress
 from jobs.datasets import find_dataset
 from jobs.scoring import matched, padded
-from jobs.verify import load_verifier
+from jobs.verify import load_model
 from pipeline.arrays import ArrayConfig, array_recipe, array_scene
 from pipeline.audio import to_float
 from pipeline.draws import Draws, stream_key
@@ -46,18 +45,11 @@ from pipeline.storage import Folder
 
 MICROPHONES = (2, 4, 6)
 RT60_S = (0.2, 0.4, 0.6)
-FLOORS_DB = (-6.0, -20.0)
+FLOORS_DB = (-6.0,)
 REPLICATES = 1000
 
 Gains = dict[tuple[str, int | None], dict[float, list[float]]]
 """By system and microphones, by reverberation time, of each mixture, in dB."""
-
-
-def model_of(name: str, config: Config) -> CSC:
-    """Return a registered model, that of a folder with its evaluation, or of a folder alone."""
-    if (Path(name) / CONFIG_FILE).exists():
-        return CSC.load(name)
-    return load_verifier(name, config).model
 
 
 def talkers(store: Folder, count: int, seconds: float, seed: int) -> Iterator[NDArray[np.float64]]:
@@ -94,9 +86,10 @@ def gains_db(model: CSC, mixture: Tensor, images: Tensor) -> dict[tuple[str, int
     for count in MICROPHONES:
         heard = mixture[:count]
         made["MVDR", count] = beamform(heard, sources, 0)
+        made["MVDR, masks refined", count] = beamform(heard, sources, 0, refine=True)
         for floor_db in FLOORS_DB:
-            name = f"MVDR and mask, {floor_db:.0f} dB at least"
-            made[name, count] = beamform(heard, sources, 0, floor_db)
+            name = f"MVDR, masks refined, and on it, {floor_db:.0f} dB at least"
+            made[name, count] = beamform(heard, sources, 0, floor_db, refine=True)
         made["MVDR by the oracle's mask", count] = beamform(heard, images, 0)
     before = si_snr_db(mixture[0].expand_as(images), images)
     return {
@@ -135,7 +128,7 @@ def main() -> None:
     told = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(told.config, told.given)
-    model, store = model_of(told.model, config), find_dataset(None, config).store
+    model, store = load_model(told.model, config), find_dataset(None, config).store
     if store is None:
         raise CscError("the store that the dataset was built from is gone")
     gains: Gains = {}
