@@ -1,5 +1,6 @@
 """What a node keeps of remote shards: same batches, no second reading, a limit, no trust."""
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import nearby as kept
 from pipeline.build import build, dataset_id
 from pipeline.loader import Batch, EpisodeLoader
 from pipeline.nearby import Nearby
@@ -24,6 +26,12 @@ def remote(s3: str, store: Folder) -> Folder:
     folder = Folder(f"{s3}/nearby").child(dataset_id(store.read_json("index.json"), BUILD, seed=3))
     build(folder, store, BUILD, 3, serially)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is kept hang on its limit alone, not on how full this disk is."""
+    monkeypatch.setattr(kept, "FREE_SHARE", 0.0)
 
 
 def batches(dataset: Folder, nearby: Nearby | None, epoch: int = 0) -> list[Batch]:
@@ -119,8 +127,24 @@ def test_the_limit_holds_and_what_was_used_last_stays(
         assert nearby._path("a", piece).exists()
 
 
+def test_where_the_disk_is_nearly_full_what_was_kept_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearby, used = Nearby(str(tmp_path), 10_000), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(kept, "FREE_SHARE", 0.1)
+
+    def held(free: int) -> int:
+        full = used._replace(total=10_000, free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        nearby.get("a", free, 400, lambda: bytes(400))
+        return sum(path.stat().st_size for path in nearby.root.iterdir())
+
+    assert [held(free) for free in (5000, 4000, 400, 0)] == [400, 800, 400, 0]
+
+
 def fill(parent: str, number: int) -> bool:
     """Ask for pieces as one of several processes; return whether each was what it should be."""
+    kept.FREE_SHARE = 0.0  # of this process of its own
     nearby = Nearby(parent, 3000)
 
     def right(piece: int) -> bool:
