@@ -68,15 +68,19 @@ class ConditionAttention(nn.Module):
 def draw_allowed(batch: int, conditions: int, generator: torch.Generator) -> Tensor:
     """Draw attention masks `(batch, condition, condition)`, so that one condition alone works too.
 
-    A third of the episodes sees only itself, a third all conditions, a third only the others:
-    without the first a single test mixture is never practised, without the last copying oneself
-    is enough.
+    A third of the episodes sees only itself, a third others as well, a third only others: without
+    the first a single test mixture is never practised, without the last copying oneself is enough.
+    Of several others each query loses every one with a chance of a half, but never all.
     """
     kind = torch.randint(3, (batch, 1, 1), generator=generator)
     itself = torch.eye(conditions, dtype=torch.bool).expand(batch, -1, -1)
     if conditions == 1:
         return itself.clone()
-    return torch.where(kind == 0, itself, (kind == 1) | ~itself)
+    others = ~itself
+    if conditions > 2:
+        drawn = torch.rand(itself.shape, generator=generator).masked_fill(itself, torch.inf)
+        others = drawn <= drawn.amin(-1, keepdim=True).clamp_min(0.5)
+    return torch.where(kind == 0, itself, others | ((kind == 1) & itself))
 
 
 class AttentiveStatistics(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor, nn
 
 from csc_model.gather import total, world_size
@@ -31,6 +32,7 @@ class GradientBalance(nn.Module):
 
     def __init__(self, num_losses: int, *, every: int = 20, decay: float = 0.9) -> None:
         super().__init__()
+        functorch.donated_buffer = False  # else a compiled graph is gone through once alone
         self.every, self.decay = every, decay
         self.register_buffer("norms", torch.zeros(num_losses))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

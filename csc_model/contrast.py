@@ -29,6 +29,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from csc_model.gather import gather, total
 from csc_model.precision import exact
 
 MAX_SCALE = 64.0
@@ -196,25 +197,34 @@ def _num_candidates(comparison: Comparison) -> Tensor:
     return comparison.allowed.sum(-1).to(comparison.p.dtype)
 
 
-def mi_lower_bound_nats(evidence: Tensor, p: Tensor, allowed: Tensor | None = None) -> Tensor:
+def mi_lower_bound_nats(
+    evidence: Tensor,
+    p: Tensor,
+    allowed: Tensor | None = None,
+    occurrences: Tensor | None = None,
+) -> Tensor:
     """Bound the mutual information of vector and candidate from below: `H(J) - mean CE`, in nats.
 
-    Of rows whose p is not zero. Where all rows have the same candidates, H is the entropy of those
-    as they occur in p (exact: CE is that of a variational posterior of J; reconstruction). Where
-    each row has its own, J is uniform over them and H is `log|A|`, as in InfoNCE (van den Oord et
-    al., 2018). Never above the log of the number of candidates, as no CE is below zero.
+    Of the rows of all ranks whose p is not zero. Where all rows have the same candidates, H is the
+    entropy of those as they occur (exact: CE is that of a variational posterior of J;
+    reconstruction): in `occurrences` `(candidate,)`, or else in p. Where each row has its own, J is
+    uniform over them and H is `log|A|`, as in InfoNCE (van den Oord et al., 2018). Never above the
+    log of the number of candidates, as no CE is below zero.
     """
     held = p.sum(-1) > 0
-    count = held.sum().clamp_min(1)
-    mean = torch.where(held, evidence, 0).sum() / count
-    if allowed is None:
-        return torch.special.entr(p.sum(0) / count).sum() - mean
-    sizes = allowed.sum(-1).clamp_min(1).to(p.dtype).log()
-    return torch.where(held, sizes, 0).sum() / count - mean
+    gained = -evidence
+    if allowed is not None:
+        gained = gained + allowed.sum(-1).clamp_min(1).to(p.dtype).log()
+    count = total(held.sum()).clamp_min(1)
+    mean = total(torch.where(held, gained, 0).sum()) / count
+    if allowed is not None:
+        return mean
+    occurrences = total(p.sum(0)) if occurrences is None else occurrences
+    return torch.special.entr(occurrences / occurrences.sum().clamp_min(1)).sum() + mean
 
 
 def mi_cap_nats(p: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Return the log of the largest number of candidates: what no bound can exceed, in nats."""
     if allowed is None:
         return p.new_full((), math.log(p.shape[-1]))
-    return allowed.sum(-1).amax().clamp_min(1).to(p.dtype).log()
+    return gather(allowed.sum(-1).amax().unsqueeze(0)).amax().clamp_min(1).to(p.dtype).log()

@@ -5,16 +5,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csc_model.contrast import Comparison, Contrasted, mi_cap_nats, mi_lower_bound_nats
+from csc_model.gather import total
 
 
 @torch.no_grad()
 def information(
-    comparison: Comparison, contrasted: Contrasted, num_slots: int
+    comparison: Comparison, contrasted: Contrasted, num_slots: int, occurrences: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the bound on the information in this rank's slots, the first rows, and its cap."""
+    """Return the bound on the information in all ranks' slots, each's first rows, and its cap.
+
+    With a table its speakers are counted in `occurrences` `(speaker,)`, in place: their entropy is
+    that of all steps so far, as a batch has few of them, and a larger one more.
+    """
     p = comparison.p[:num_slots] * contrasted.held[:num_slots, None]
     allowed = None if comparison.allowed is None else comparison.allowed[:num_slots]
-    return mi_lower_bound_nats(contrasted.evidence[:num_slots], p, allowed), mi_cap_nats(p, allowed)
+    if allowed is None:
+        occurrences += total(p.sum(0))
+    evidence = contrasted.evidence[:num_slots]
+    return mi_lower_bound_nats(evidence, p, allowed, occurrences), mi_cap_nats(p, allowed)
 
 
 @torch.no_grad()

@@ -76,6 +76,8 @@ class Objective(nn.Module):
     mixtures of mixtures are given to the two.
     """
 
+    occurrences: Tensor  # (speaker,), in how many slots each was so far
+
     def __init__(
         self,
         model: CSC,
@@ -95,11 +97,12 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.contrast = contrast or ContrastConfig()
-        self.table = nn.Parameter(
-            F.normalize(torch.randn(num_speakers, model.config.embedding_dim), dim=-1)
-        )
-        self.raw_scale = nn.Parameter(torch.tensor(self.contrast.scale).expm1().log())
+        self.num_speakers = num_speakers
         self.has_table = self.contrast.set != "batch" and not self.contrast.label_free
+        vectors = torch.randn(num_speakers * self.has_table, model.config.embedding_dim)
+        self.table = nn.Parameter(F.normalize(vectors, dim=-1))
+        self.raw_scale = nn.Parameter(torch.tensor(self.contrast.scale).expm1().log())
+        self.register_buffer("occurrences", torch.zeros(len(vectors)))
         self.table.requires_grad_(self.has_table)
         self.raw_scale.requires_grad_(self.contrast.learn_scale)
         self.separation_weight, self.spread_weight = separation_weight, spread_weight
@@ -109,6 +112,7 @@ class Objective(nn.Module):
         self.mixit = mixit
         if separation_only:
             self.requires_grad_(False)
+        self.freeze_separator = freeze_separator
         for part in model.separator:
             part.requires_grad_(not freeze_separator)
 
@@ -121,6 +125,9 @@ class Objective(nn.Module):
         episodes = anchor_first(episodes)
         if self.separation_only:
             return self._separation_alone(episodes)
+        if self.freeze_separator:
+            for part in self.model.separator:
+                part.eval()  # each time: a validation ends with all of the model in training
         mixtures = episodes.mixtures.flatten(0, 1)
         heard = self._draw_views(len(mixtures), mixtures.device)
         output = self.model(mixtures, heard)
@@ -185,7 +192,7 @@ class Objective(nn.Module):
         distance = nearest_distance(self.table) if self.has_table else None
         spread = self.table.new_zeros(()) if distance is None else spread_loss(distance)
         weight = self._weight(separation, contrastive, contrastive_weight)
-        bound, cap = information(comparison, contrasted, assignment.numel())
+        bound, cap = information(comparison, contrasted, assignment.numel(), self.occurrences)
         total = (
             self.separation_weight * separation
             + weight * contrastive

@@ -90,6 +90,14 @@ class Config(Strict):
         """Return all of it but where MLflow is: that address may hold a password."""
         return self.model_dump(exclude={"mlflow": {"uri"}})
 
+    @property
+    def learns_attention(self) -> bool:
+        """Whether training has a vector attend to several conditions, so that it learns to."""
+        attending = {"table": 2 if self.train.attend else None, "batch": None, "in_mix": 3}
+        least = attending[self.train.contrast.set]
+        enough = least is not None and self.build.mixing.conditions >= least
+        return enough and self.train.learns_voices
+
     @model_validator(mode="after")
     def _losses_have_something_to_do(self) -> Self:
         """Refuse what would fail, or train nothing, after hours of ingest and build."""
@@ -198,15 +206,21 @@ class Config(Strict):
                 f"mixit_voices {mixing.mixit_voices} need {outputs} slots, or slots learn to hold "
                 "several voices"
             )
-        if train.contrast.label_free and mixing.conditions == 1:
+        if train.contrast.label_free and (mixing.conditions == 1 or not mixing.by_recording):
             raise ValueError(
-                "train.contrast.label_free compares the conditions of an episode: set "
-                "build.mixing.conditions to 2 or more"
+                "train.contrast.label_free compares what is heard of one recording under several "
+                "conditions: set build.mixing.by_recording=true, and build.mixing.conditions to 2 "
+                "or more"
             )
         if train.task == "extract" and mixing.conditions == 1:
             raise ValueError(
                 "train.task=extract asks for the voice of one mixture by that of another: set "
                 "build.mixing.conditions to 2 or more"
+            )
+        if train.task == "extract" and mixing.by_recording:
+            raise ValueError(
+                "train.task=extract asks for a voice by other words than those in the mixture, and "
+                "build.mixing.by_recording has it say the same in all conditions: leave it out"
             )
         if train.task == "extract" and mixing.mixit_share == 1:
             raise ValueError(

@@ -1,5 +1,7 @@
 """What stops a training for good, said so that a person can do something about it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -13,6 +15,7 @@ from pipeline.loader import Batch
 from pipeline.storage import Folder
 
 NAMED_EPISODES = 5
+NO_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "allocation_failed")
 
 
 class HopelessError(CscError):
@@ -59,10 +62,9 @@ def no_number(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether a device, or the machine, had no memory left for a tensor."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error)
+    """Tell whether a device, or the machine, had no memory left: for a tensor, or for a library."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in NO_MEMORY)
 
 
 def out_of_memory(step: int, config: Config, share: int, world: int) -> CscError:
@@ -72,12 +74,35 @@ def out_of_memory(step: int, config: Config, share: int, world: int) -> CscError
     """
     train, seconds = config.train, config.build.mixing.seconds
     more = (parts for parts in range(train.accumulate + 1, share + 1) if share % parts == 0)
-    smaller = "".join(f"train.accumulate={parts}, " for parts in islice(more, 1))
-    if train.elastic:
-        smaller = "train.min_workers higher, "
-    kind = CscError if world < train.workers else HopelessError
-    return kind(
+    smaller = [f"train.accumulate={parts}" for parts in islice(more, 1) if not train.elastic]
+    anew = " or ".join([*smaller, "train.batch_size lower"])
+    same = ["model.checkpointing=true"] * (not config.model.checkpointing)
+    same += ["train.min_workers higher"] * train.elastic
+    goes_on = f"{' or '.join(same)}, and it goes on from its last checkpoint; or " if same else ""
+    return _kind(config, world)(
         f"step {step}: out of memory with {share // train.accumulate} episodes of "
-        f"{config.build.mixing.conditions} x {seconds:g} s at once on each worker: set {smaller}"
-        "model.checkpointing=true, or train.batch_size lower (csc try batch-size finds what fits)"
+        f"{config.build.mixing.conditions} x {seconds:g} s at once on each worker: set {goes_on}"
+        f"{anew}, and it begins anew at step 0 (csc try batch-size finds what fits)"
     )
+
+
+@contextmanager
+def memory_named(doing: str, config: Config, world: int) -> Iterator[None]:
+    """Have memory that lacks beside the steps named, by what was done.
+
+    Raises:
+        CscError: there was none left.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _kind(config, world)(
+            f"out of memory while {doing}: see that nothing else fills the device, or set "
+            "train.batch_size lower or sizes of [model] smaller, and it begins anew at step 0"
+        ) from None
+
+
+def _kind(config: Config, world: int) -> type[CscError]:
+    return CscError if world < config.train.workers else HopelessError

@@ -23,6 +23,7 @@ from pipeline.storage import Folder
 TABLE_FILE, SPEAKERS_FILE = "table.safetensors", "speakers.json"
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, TABLE_FILE, SPEAKERS_FILE)
 OF_EXTRACTOR = {"extractor", "extractor_channels"}
+WITHOUT_WEIGHTS = {"dropout", "detach_separation", "checkpointing"}
 BASE = "base"  # folder of a run, with the model it begins with
 ALIASED = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>.+)")
 
@@ -64,7 +65,8 @@ def fetch_base(config: Config, run: Folder) -> None:
         except (FileNotFoundError, ValueError) as error:
             raise CscError(f"train.init_from: {config.train.init_from}: {error}") from error
         wanted = config.model.model_dump()
-        other = {k: v for k, v in sizes.model_dump(exclude=OF_EXTRACTOR).items() if wanted[k] != v}
+        had = sizes.model_dump(exclude=OF_EXTRACTOR | WITHOUT_WEIGHTS)
+        other = {key: value for key, value in had.items() if wanted[key] != value}
         if other:
             settings = ", ".join(f"model.{key}={value}" for key, value in other.items())
             raise CscError(f"train.init_from: that model has other sizes: set {settings}")
@@ -88,7 +90,9 @@ def _check_embeds(folder: Path, sizes: ModelConfig, name: str) -> None:
 def begin_with(objective: Objective, run: Folder, speakers: list[str]) -> int:
     """Load the model that a run begins with, and the vectors of the speakers that it knew.
 
-    New speakers keep the vectors they have. Returns how many were known.
+    New speakers keep the vectors they have. Whoever is not in `speakers` has none from here on: a
+    vector that nothing is said of any more would only be pushed away, and `csc forget` would not
+    reach it. Returns how many were known.
     """
     base = run.child(BASE)
     with tempfile.TemporaryDirectory(prefix="csc-base-") as scratch:
@@ -130,7 +134,7 @@ def _grow(
 ) -> int:
     row_of = {name: row for row, name in enumerate(known)}
     pairs = [(row, row_of[name]) for row, name in enumerate(speakers) if name in row_of]
-    if pairs:
+    if pairs and objective.has_table and len(saved["table"]):
         rows, before = torch.tensor(pairs).T
         objective.table[rows] = saved["table"][before].to(objective.table)
         if objective.contrast.learn_scale:  # else it is what the configuration says

@@ -23,11 +23,18 @@ from csc_model.model import CSC
 from csc_model.objective import Losses, Objective
 from jobs.checkpoint import BEST, State
 from jobs.config import Config
-from jobs.failures import HopelessError, is_out_of_memory, no_number, out_of_memory
+from jobs.failures import (
+    HopelessError,
+    is_out_of_memory,
+    memory_named,
+    no_number,
+    out_of_memory,
+)
 from jobs.finetune import TABLE_FILE, begin_with, save_table, table_of
-from jobs.meter import Meter, Work
+from jobs.meter import Meter, Work, over_ranks
 from jobs.stepper import NoNumberError, Stepper, new_objective
 from jobs.system import system_metrics
+from jobs.train_config import TrainConfig
 from jobs.validation import Found, Validator
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
@@ -139,10 +146,11 @@ class Worker:
 
     def run(self) -> None:
         """Train to the last step, with checkpoints and validations at the configured pace."""
-        self.resume()
-        if self._is_over():
+        with memory_named("the last checkpoint was loaded", self.config, self.world):
+            self.resume()
+        if is_over(self.state, self.config.train):
             return
-        meter, train = Meter(self.work), self.config.train
+        meter, train = Meter(self.work, self.stepper.device), self.config.train
         for batch in self.train_data.endless(self.state.step):
             meter.passed("data_wait")
             losses, grad_norm = self._step(batch, meter)
@@ -151,23 +159,18 @@ class Worker:
             self.state = self.state._replace(step=self.state.step + 1)
             due = self.state.step % train.validate_every == 0 or self.state.step == train.steps
             if due or self.state.step % STEPS_PER_LINE == 0:
-                self.tell(self._line(meter) | system_metrics(self.stepper.device))
-                meter = Meter(self.work)
+                line = over_ranks(meter.line(), self.stepper.device)
+                self.tell(line | system_metrics(self.stepper.device))
+                meter = Meter(self.work, self.stepper.device)
             if due:
                 self.validate()
-                meter = Meter(self.work)
-                if self._is_over():
+                meter = Meter(self.work, self.stepper.device)
+                if is_over(self.state, train):
                     return
-            elif self._save_is_due():
-                self._report({})
+            else:
+                if self._save_is_due():
+                    self._report({})
                 meter.passed("checkpoint")
-
-    def _is_over(self) -> bool:
-        """Tell whether all steps are taken, or validation is no better for as long as is waited."""
-        state, train = self.state, self.config.train
-        patience = train.early_stop * train.validate_every
-        waited = bool(patience) and state.step - state.best_step >= patience
-        return state.step >= train.steps or waited
 
     def _save_is_due(self) -> bool:
         """Ask rank 0's clock, now and then, so that all ranks save at the same step."""
@@ -194,18 +197,6 @@ class Worker:
             share = self.train_data.share.size
             raise out_of_memory(step, self.config, share, self.world) from None
 
-    def _line(self, meter: Meter) -> dict[str, float]:
-        """Return what is logged: losses are means over ranks, times are those of each.
-
-        Of diagnostics, uneven shares make that mean uneven too.
-        """
-        line = meter.line() | {"workers": float(self.world)}
-        if self.world == 1:
-            return line
-        losses = torch.tensor([line[name] for name in Losses._fields], device=self.stepper.device)
-        dist.all_reduce(losses)
-        return line | dict(zip(Losses._fields, (losses / self.world).tolist(), strict=True))
-
     def tell(self, metrics: dict[str, float]) -> None:
         """Send metrics of this step to the driver: rank 0 does."""
         if self.rank == 0:
@@ -217,8 +208,9 @@ class Worker:
         if self.world > 1:
             for buffer in model.buffers():  # running statistics are a rank's own until then
                 dist.broadcast(buffer, 0)
-        found = self.validator.measure(model)
-        if not self.best or self._is_better(found):
+        with memory_named(f"step {self.state.step} was validated", self.config, self.world):
+            found = self.validator.measure(model)
+        if not self.best or is_better(found, self.state):
             self.state = self.state._replace(
                 best_step=self.state.step,
                 best_valid_eer=found.eer,
@@ -235,15 +227,6 @@ class Worker:
         if known:
             self.tell(known)
         self._report(metrics)
-
-    def _is_better(self, found: Found) -> bool:
-        """Compare error rates, or what separation gains where there are none.
-
-        Where no mixture says what that is, the last is the best.
-        """
-        if math.isnan(found.eer):
-            return not found.improvement_db <= self.state.best_improvement_db
-        return found.eer < self.state.best_valid_eer
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Hand Ray Train a checkpoint, which it uploads while training goes on."""
@@ -284,6 +267,23 @@ class Worker:
             time.sleep(UPLOAD_POLL_S)
 
 
+def is_over(state: State, train: TrainConfig) -> bool:
+    """Tell whether all steps are taken, or validation is no better for as long as is waited."""
+    patience = train.early_stop * train.validate_every
+    waited = bool(patience) and state.step - state.best_step >= patience
+    return state.step >= train.steps or waited
+
+
+def is_better(found: Found, best: State) -> bool:
+    """Compare error rates, or what separation gains where there are none.
+
+    Where no mixture says what that is, the last is the best.
+    """
+    if math.isnan(found.eer):
+        return not found.improvement_db <= best.best_improvement_db
+    return found.eer < best.best_valid_eer
+
+
 def sweep_scratch() -> None:
     """Remove what killed workers of this machine left of checkpoints."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
@@ -296,15 +296,17 @@ def train_loop(told: dict[str, Any]) -> None:
     """Train as told: what Ray Train calls in each worker, and again where one of them failed.
 
     Raises:
-        HopelessError: told to the driver, so that Ray's next try ends at once.
+        HopelessError: told to the driver, for whom it is the end: Ray's next try does nothing.
     """
     job = Job.read(told)
-    reason = ray.get(job.reporter.ended_by.remote())
-    if reason:
-        raise HopelessError(reason)
+    if ray.get(job.reporter.ended_by.remote()):
+        return  # an error would have Ray try again, with train.retries=-1 for ever
     sweep_scratch()
     try:
-        Worker(job).run()
+        world = ray.train.get_context().get_world_size()
+        with memory_named("the model was set up", job.config, world):
+            worker = Worker(job)
+        worker.run()
     except HopelessError as error:
         ray.get(job.reporter.end.remote(str(error)))
         raise

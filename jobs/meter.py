@@ -1,12 +1,21 @@
 """What training reports of itself: mean losses, and where the time of a step goes."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from csc_model import gather
 from csc_model.objective import Losses
+
+CPU = torch.device("cpu")
+COMMUNICATION, DATA_WAIT = "communication", "data_wait_share"
+Moment = float | torch.cuda.Event
 
 
 class Work(NamedTuple):
@@ -17,24 +26,72 @@ class Work(NamedTuple):
 
 
 class Meter:
-    """Means since the last line.
+    """Means since the last line, and the share of the time that each phase takes.
 
-    On a GPU the host runs ahead of the device until a step's gradient norm is looked at: the share
-    of a phase is then that of the host's time, and `step_s` that of both.
+    What ranks exchange is a phase of its own, as far as a rank waits for it: it is taken out of the
+    phase that it lies in, and what hides behind a backward pass is not in it. There a rank waits
+    for slower ones, too. On a GPU, which the host runs ahead of, its own clock times the phases.
     """
 
-    def __init__(self, work: Work | None = None) -> None:
-        self.work = work
-        self.began = self.mark = time.perf_counter()
+    def __init__(self, work: Work | None = None, device: torch.device = CPU) -> None:
+        self.work, self.device = work, device
+        self.began = time.perf_counter()
+        self.mark = self._now()
         self.seconds, self.count = 0.0, 0
-        self.spent: dict[str, float] = {}
+        self.spans: list[tuple[str, Moment, Moment]] = []
+        self.exchanges: list[tuple[Moment, Moment]] = []  # since the mark
+        self.unhidden_s = 0.0  # of exchanges of gradients, at the end of backward passes
         self.sums: dict[str, Tensor] = {}
+
+    def _now(self) -> Moment:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def passed(self, phase: str) -> None:
         """Count the time since the last call to a phase."""
-        now = time.perf_counter()
-        self.spent[phase] = self.spent.get(phase, 0.0) + now - self.mark
+        now = self._now()
+        for first, last in self.exchanges:
+            self.spans += [(phase, self.mark, first), (COMMUNICATION, first, last)]
+            self.mark = last
+        self.exchanges.clear()
+        self.spans.append((phase, self.mark, now))
         self.mark = now
+
+    @contextmanager
+    def watching(self, wrapped: nn.Module) -> Iterator[None]:
+        """See what ranks exchange before the forward pass that begins now, and in the losses."""
+        before, gather.around_exchange = gather.around_exchange, self._exchange
+        with ExitStack() as left:
+            left.callback(setattr, gather, "around_exchange", before)
+            if isinstance(wrapped, DistributedDataParallel):  # it brings buffers into line first
+                first = self._now()
+                hook = wrapped.module.register_forward_pre_hook(
+                    lambda *_: self.exchanges.append((first, self._now()))
+                )
+                left.callback(hook.remove)
+            yield
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        first = self._now()
+        yield
+        self.exchanges.append((first, self._now()))
+
+    def exchanged(self, wrapped: nn.Module) -> None:
+        """Ask DDP how long gradients were waited for when all of the last backward pass was done.
+
+        To be called after something else has waited for the device: this does.
+        """
+        if not isinstance(wrapped, DistributedDataParallel) or wrapped.logger is None:
+            return
+        wrapped._set_ddp_runtime_logging_sample_rate(1)
+        wrapped.logger.set_runtime_stats_and_log()  # else the next forward pass would
+        told = wrapped._get_ddp_logging_data()
+        hidden_ns = told["backward_compute_comm_overlap_time"]
+        self.unhidden_s += (told["backward_comm_time"] - hidden_ns) / 1e9
 
     def stepped(self, losses: Losses, grad_norm: float, rate: float, seconds: float) -> None:
         """Count a step over `seconds` of audio, on all ranks together."""
@@ -47,7 +104,7 @@ class Meter:
         """Return what is logged."""
         spent = time.perf_counter() - self.began
         means = {name: float(total) / self.count for name, total in self.sums.items()}
-        shares = {f"{phase}_share": taken / spent for phase, taken in self.spent.items()}
+        shares = {f"{phase}_share": taken / spent for phase, taken in self._spent().items()}
         speed = {
             "audio_seconds_per_s": self.seconds / spent,
             "step_s": spent / self.count,
@@ -57,3 +114,40 @@ class Meter:
             if self.work.peak_flops:
                 speed["mfu"] = speed["flops_per_s"] / self.work.peak_flops
         return means | shares | speed
+
+    def _spent(self) -> dict[str, float]:
+        """Return the seconds of each phase."""
+        spent = {COMMUNICATION: self.unhidden_s}
+        if not isinstance(self.mark, float):
+            self.mark.synchronize()
+        for phase, first, last in self.spans:
+            spent[phase] = spent.get(phase, 0.0) + _between_s(first, last)
+        if self.unhidden_s:
+            spent["backward"] -= self.unhidden_s
+        return spent
+
+
+def over_ranks(line: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Return a rank's line with the means of the losses, and the longest wait for data of any rank.
+
+    All ranks take part. Other times stay this rank's. Of diagnostics, uneven shares make that mean
+    uneven too.
+    """
+    world = gather.world_size()
+    line = line | {"workers": float(world)}
+    if world == 1:
+        return line
+    losses = torch.tensor([line[name] for name in Losses._fields], device=device)
+    dist.all_reduce(losses)
+    waited = torch.tensor(line[DATA_WAIT], device=device)
+    dist.all_reduce(waited, dist.ReduceOp.MAX)
+    means = dict(zip(Losses._fields, (losses / world).tolist(), strict=True))
+    return line | means | {DATA_WAIT: float(waited)}
+
+
+def _between_s(first: Moment, last: Moment) -> float:
+    if isinstance(first, float) and isinstance(last, float):
+        return last - first
+    assert not isinstance(first, float)  # a meter has one clock
+    assert not isinstance(last, float)
+    return float(first.elapsed_time(last)) / 1000

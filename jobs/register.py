@@ -42,7 +42,7 @@ def register(
         raise CscError(
             "separation alone was trained (train.contrastive_weight=0), and nobody's voice was "
             "learned: begin another run with it, train.init_from="
-            f"{trained.folder.uri}, and register that"
+            f"{trained.folder.uri}, and register that; csc beamform --model takes it as it is"
         )
     run_id, trials = trained.about["run"], evaluated.about["trials"]["hash"]
     known = registry.version_of(run_id, trials)

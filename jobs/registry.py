@@ -141,7 +141,11 @@ class Registry:
             self._client.log_batch(run_id, metrics=entries)
 
     def history(self, run_id: str, metric: str) -> list[float]:
-        """Return what was logged of a metric, in the order of the steps.
+        """Return what was logged of a metric, in the order of the steps, as `logged` does."""
+        return [*self.logged(run_id, metric).values()]
+
+    def logged(self, run_id: str, metric: str) -> dict[int, float]:
+        """Return what was logged of a metric by the steps, in their order.
 
         Steps that a resumed run took again count once, as they were taken last.
 
@@ -153,7 +157,7 @@ class Registry:
         if not found:
             raise CscError(f"run {run_id!r} has no {metric}: name a run of {self.uri}")
         last = {entry.step: entry for entry in sorted(found, key=lambda entry: entry.timestamp)}
-        return [float(last[step].value) for step in sorted(last)]
+        return {step: float(last[step].value) for step in sorted(last)}
 
     def log_folder(self, run_id: str, folder: Path, below: str) -> None:
         """Upload the files of a folder as artifacts of a run."""

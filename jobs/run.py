@@ -353,8 +353,9 @@ class Run:
 def refined(config: Config, run_id: str) -> Config:
     """Return a configuration with the schedule that the gradients of an MLflow run speak for."""
     registry = Registry(Workspace(config).mlflow_uri, config)
+    norms = registry.logged(run_id, "grad_norm")
     try:
-        rates = refine(registry.history(run_id, "grad_norm"))
+        rates = refine([*norms.values()], [*norms])
     except ValueError as error:
         raise CscError(f"run {run_id}: {error}; train for longer first") from error
     train = config.train.model_copy(update={"refined": resampled(rates, SCHEDULE_POINTS)})

@@ -31,8 +31,11 @@ def factor(
     return min(1.0, (step + 1) / max(warmup_steps, 1)) * left
 
 
-def refine(grad_norms: Sequence[float]) -> NDArray[np.float64]:
+def refine(grad_norms: Sequence[float], steps: Sequence[int] | None = None) -> NDArray[np.float64]:
     """Return the schedule, with a peak of 1, that gradient norms of an earlier run speak for.
+
+    `steps` are those of the norms, rising: between them it is interpolated, as norms are logged at
+    validations as well. None is as many from each to the next.
 
     The refined linear decay of Defazio et al. (arXiv 2310.07831, algorithm for Adam): weights are
     inverse smoothed norms, and the rate is the weight times the sum of all that follow. Norms here
@@ -44,6 +47,8 @@ def refine(grad_norms: Sequence[float]) -> NDArray[np.float64]:
     norms = np.asarray(grad_norms, np.float64)
     if len(norms) < 10 or not np.isfinite(norms).all() or norms.min() <= 0:
         raise ValueError("a schedule is refined from at least ten positive gradient norms")
+    if steps is not None:
+        norms = np.interp(np.linspace(steps[0], steps[-1], len(steps)), steps, norms)
     weights = 1 / _median(norms, max(1, round(SMOOTHED_SHARE * len(norms) / 2)))
     later = np.cumsum(weights[::-1])[::-1] - weights
     rates = weights * later

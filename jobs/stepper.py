@@ -57,7 +57,11 @@ def new_objective(config: Config, num_speakers: int) -> Objective:
     train = config.train
     kind: Callable[..., Objective] = Objective
     if train.task == "extract":
-        kind = partial(ExtractionObjective, extraction_loss=train.extraction_loss)
+        kind = partial(
+            ExtractionObjective,
+            extraction_loss=train.extraction_loss,
+            others_share=train.extraction_others,
+        )
     return kind(
         new_model(config),
         num_speakers * (1 + len(train.speeds)),
@@ -179,7 +183,7 @@ class Stepper:
             step,
             self.share,
             train.speeds,
-            len(self.objective.table) // (1 + len(train.speeds)),
+            self.objective.num_speakers // (1 + len(train.speeds)),
         )
         if not batch.mixit.any():  # on the host, where asking costs nothing
             episodes = episodes._replace(mixit=None)
@@ -192,6 +196,7 @@ class Stepper:
         grad_norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), train.clip_norm))
         if not math.isfinite(grad_norm) or not math.isfinite(float(losses.total)):
             raise NoNumberError.of(losses, grad_norm)
+        meter.exchanged(self.wrapped)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.objective.model)
@@ -207,7 +212,7 @@ class Stepper:
         quiet: AbstractContextManager[Any] = nullcontext()
         if not last and self.world > 1:
             quiet = self.wrapped.no_sync()
-        with quiet:
+        with quiet, meter.watching(self.wrapped):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 losses = self.wrapped(episodes, contrastive_weight)
             meter.passed("forward")

@@ -46,6 +46,7 @@ POLL_SECONDS = 1.0
 RAY_FOLDER, RUN_FILE = "checkpoints", "run.json"
 ATTENTION_FILE, ATTENTION_EPISODES, ATTENTION_BATCHES = "attention.png", 4, 32
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+MODEL_WITHOUT_EFFECT = {"checkpointing"}
 WITHOUT_EFFECT = {"checkpoint_minutes", "threads", "min_workers", "retries"} | {
     "dataset",  # which stands in the hash by its id
     "valid_dataset",
@@ -68,7 +69,8 @@ def model_id(dataset: dict[str, Any], config: Config, differs: Sequence[str | No
     shares, and an ECAPA-TDNN is normed over them. `differs` is that of its `TrainingData`.
     """
     train = config.train.model_dump(exclude=WITHOUT_EFFECT)
-    parts = (config.model.model_dump(), train, config.evaluate.trials.model_dump())
+    model = config.model.model_dump(exclude=MODEL_WITHOUT_EFFECT)
+    parts = (model, train, config.evaluate.trials.model_dump())
     return config_hash([VARIANT, dataset["id"], *differs, config.seed, parts])
 
 
@@ -124,7 +126,7 @@ def _train_and_export(
     state = _copy_best(folder, checkpoint, names)
     if config.train.task == "extract":
         keep_voices(folder)
-    if config.build.mixing.conditions > 1 and config.train.learns_voices:
+    if config.learns_attention:
         _report_attention(folder, data.valid, config, registry, run_id)
     _finish(folder, state, name, run_id, data, config)
 
@@ -181,6 +183,9 @@ def _fit(
         except ray.train.TrainingFailedError as error:
             reason = ray.get(reporter.ended_by.remote()) or _cause(error)
             raise CscError(f"training failed: {reason}") from error
+        ended_by = ray.get(reporter.ended_by.remote())
+        if ended_by:  # of which Ray's next try knew
+            raise CscError(f"training failed: {ended_by}")
     if result.checkpoint is None:
         raise CscError(f"training left no checkpoint in {folder.uri}: run again with --fresh")
     return result.checkpoint

@@ -23,8 +23,11 @@ class TrainConfig(Strict):
     task: Literal["csc", "extract"] = Field(
         "csc", description="extract: train model.extractor; all else stays as in init_from"
     )
-    extraction_loss: Literal["snr", "power_law"] = Field(
-        "snr", description="power_law: VoiceFilter's, of compressed magnitudes"
+    extraction_loss: Literal["snr", "si_snr", "power_law"] = Field(
+        "snr", description="power_law: VoiceFilter's, of compressed magnitudes; si_snr: any level"
+    )
+    extraction_others: float = Field(
+        0.05, ge=0, le=0.5, description="of mixtures asked for somebody who is not in them"
     )
     dataset: str | None = Field(
         None, description="one that is there, by id or address; none: what csc build makes"
@@ -53,7 +56,7 @@ class TrainConfig(Strict):
     )
     accumulate: int = Field(1, ge=1, description="parts of a worker's share before each step")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs")
-    compile: bool = Field(False, description="torch.compile; GALR's LSTM breaks its graph")
+    compile: bool = Field(False, description="torch.compile; LSTMs (galr, blstm) break its graph")
     checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, at most")
     early_stop: int = Field(0, ge=0, description="validations without a better one; 0: never")
     weight_decay: float = Field(0.01, ge=0)

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from csc_model.contrast import ContrastConfig
+from csc_model.model import CSC
+from csc_model.objective import Objective
 from jobs.attending import Attended, attended, attention_plot
+from jobs.config import load_config
 from pipeline.loader import Batch
 from tests.small_models import new_model
+from tests.test_losses import NUM_SPEAKERS, SMALL, episodes
+from tests.test_objective import in_double
 
 EPISODES, CONDITIONS, SAMPLES = 6, 3, 4000
 
@@ -49,3 +55,24 @@ def test_whoever_looks_at_the_cleaner_is_seen_to() -> None:
     assert Attended(cleaner_db, cleaner_db**3, itself).rank_correlation == pytest.approx(1)
     assert Attended(cleaner_db, -cleaner_db, itself).rank_correlation == pytest.approx(-1)
     assert np.isnan(Attended(cleaner_db, cleaner_db, ~itself).rank_correlation)
+
+
+@pytest.mark.parametrize("attend", [True, False])
+@pytest.mark.parametrize("conditions", [1, 2, 3])
+@pytest.mark.parametrize("name", ["table", "batch", "in_mix"])
+def test_attention_is_learned_where_its_queries_have_a_gradient(
+    name: str, conditions: int, attend: bool
+) -> None:
+    torch.manual_seed(0)
+    contrast = ContrastConfig(set=name)  # type: ignore[arg-type]
+    module = Objective(CSC(SMALL["tcn"]), NUM_SPEAKERS, contrast=contrast, attend=attend).double()
+    given = in_double(episodes(0, conditions=conditions))
+    module(given._replace(allowed=torch.ones_like(given.allowed))).total.backward()
+    gradient = module.model.attention.query.weight.grad
+    learned = gradient is not None and gradient.abs().max().item() > 1e-12
+    settings = (
+        f"train.contrast.set='{name}'",
+        f"build.mixing.conditions={conditions}",
+        f"train.attend={str(attend).lower()}",
+    )
+    assert load_config("demo", settings).learns_attention == learned

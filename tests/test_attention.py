@@ -28,6 +28,35 @@ def test_every_query_may_attend_to_something(batch: int, conditions: int, seed: 
     assert allowed.any(-1).all()
 
 
+@given(st.integers(2, 5), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_conditions_are_masked_at_random(conditions: int, seed: int) -> None:
+    """A third of the episodes sees itself, one others too, one only others, who come and go."""
+    allowed = draw_allowed(300, conditions, torch.Generator().manual_seed(seed))
+    itself = torch.eye(conditions, dtype=torch.bool)
+    sees_itself, others = (allowed & itself).any(-1), (allowed & ~itself).sum(-1)
+    assert (sees_itself == sees_itself[:, :1]).all()
+    alone = others[:, 0] == 0
+    assert ((others == 0) == alone[:, None]).all()
+    assert not (alone & ~sees_itself[:, 0]).any()
+    kinds = [alone, ~alone & sees_itself[:, 0], ~sees_itself[:, 0]]
+    assert all(60 < int(kind.sum()) < 140 for kind in kinds)
+    for kind in kinds[1:]:
+        assert set(others[kind].flatten().tolist()) == {*range(1, conditions)}
+    if conditions > 2:
+        kept = allowed[~alone][:, ~itself].float().mean(0)  # by query and condition
+        assert ((kept > 0.4) & (kept < 0.85)).all()
+
+
+def test_of_two_conditions_each_keeps_the_other() -> None:
+    """For two, nothing is drawn but the kind of an episode."""
+    generator, other = (torch.Generator().manual_seed(0) for _ in range(2))
+    kinds, itself = torch.randint(3, (40, 1, 1), generator=other), torch.eye(2, dtype=torch.bool)
+    expected = torch.where(kinds == 0, itself, (kinds == 1) | ~itself)
+    assert torch.equal(draw_allowed(40, 2, generator), expected)
+    assert torch.equal(generator.get_state(), other.get_state())
+
+
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_weights_are_those_that_forward_mixes_with(qk_norm: bool, masked: bool) -> None:

@@ -75,9 +75,15 @@ def test_the_learned_encoder_with_galr_is_a_choice_of_the_demo() -> None:
                 "train.contrast.set='batch'",
                 "train.contrast.label_free=true",
                 "build.mixing.conditions=1",
+                "build.mixing.by_recording=true",
             ],
-            "compares the conditions of an episode",
+            "conditions to 2 or more",
         ),
+        (
+            ["train.contrast.set='batch'", "train.contrast.label_free=true"],
+            "build.mixing.by_recording=true",
+        ),
+        (["build.mixing.by_recording=true", "build.mixing.same_gender_share=0.5"], "no label"),
         (["train.balance='norms'", "train.separation_weight=0.0"], "train.separation_weight"),
         (
             [
@@ -94,6 +100,7 @@ def test_the_learned_encoder_with_galr_is_a_choice_of_the_demo() -> None:
         ([*EXTRACT, "build.mixing.conditions=1"], "build.mixing.conditions to 2 or more"),
         ([*EXTRACT, "build.mixing.mixit_share=1.0", *FOUR], "set build.mixing.mixit_share below 1"),
         ([*EXTRACT, "train.contrastive_weight=0.0"], "a training of separation alone"),
+        ([*EXTRACT, "build.mixing.by_recording=true"], "by other words"),
         (
             [*EXTRACT, "model.frontend='conv'", "train.extraction_loss='power_law'"],
             "power_law compares spectra",

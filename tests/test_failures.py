@@ -5,18 +5,30 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
 from jobs.checkpoint import State
 from jobs.config import Config, load_config
-from jobs.failures import HopelessError, check_fits, is_out_of_memory, no_number, out_of_memory
+from jobs.failures import (
+    HopelessError,
+    check_fits,
+    is_out_of_memory,
+    memory_named,
+    no_number,
+    out_of_memory,
+)
 from jobs.loop import SCRATCH, sweep_scratch
 from jobs.meter import Meter
+from jobs.registry import Registry
 from jobs.stepper import NoNumberError, Stepper, new_objective
+from jobs.train import model_id, train
+from jobs.training_data import TrainingData
 from jobs.tryouts import SPEAKERS, noise_batch
 from pipeline.datasets import read_dataset
 from pipeline.errors import CscError
@@ -63,7 +75,8 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_gains_that_are_no_numbers_name_their_episodes(tmp_path: Path, broken: float) -> None:
     stepper = Stepper(config(), new_objective(config(), SPEAKERS))
-    before = {name: tensor.clone() for name, tensor in stepper.objective.state_dict().items()}
+    weights = dict(stepper.objective.named_parameters())
+    before = {name: tensor.clone() for name, tensor in weights.items()}
     batch = noise_batch(config(), 4)
     batch.gains_db[2, 1, 0] = broken
     with pytest.raises(NoNumberError) as caught:
@@ -73,8 +86,7 @@ def test_gains_that_are_no_numbers_name_their_episodes(tmp_path: Path, broken: f
     (saved,) = tmp_path.iterdir()
     assert str(saved) in str(explained)
     assert load_file(saved)["numbers"].tolist() == [0, 1, 2, 3]
-    after = stepper.objective.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(before[name], weights[name]) for name in before)
 
 
 def test_a_rate_that_blows_up_is_no_fault_of_the_data(tmp_path: Path) -> None:
@@ -91,12 +103,37 @@ def test_an_allocation_that_fails_is_told_from_other_errors() -> None:
         torch.empty(1 << 55)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    for said in (
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     said = str(out_of_memory(7, config("train.accumulate=2", "train.batch_size=16"), 8, 2))
     assert "4 episodes of 2 x 0.5 s at once" in said
-    assert "set train.accumulate=4, model.checkpointing=true" in said
+    assert "set model.checkpointing=true, and it goes on from its last checkpoint; or " in said
+    assert "train.accumulate=4 or train.batch_size lower, and it begins anew at step 0" in said
+    saving = config("model.checkpointing=true", "train.accumulate=4")
+    assert "each worker: set train.batch_size lower" in str(out_of_memory(7, saving, 4, 2))
     assert "accumulate" not in str(out_of_memory(7, config("train.accumulate=4"), 4, 2))
     assert isinstance(out_of_memory(7, config(), 4, 2), HopelessError)
+
+
+def test_memory_that_lacks_beside_the_steps_is_named() -> None:
+    named = memory_named("step 7 was validated", config(), 2)
+    with pytest.raises(HopelessError, match="out of memory while step 7 was validated"), named:
+        torch.empty(1 << 55)
+    named = memory_named("step 7 was validated", config(), 2)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), named:
+        torch.ones(1, 2) @ torch.ones(1, 2)
+
+
+def test_whoever_sets_what_a_run_goes_on_with_gets_the_same_run() -> None:
+    before = model_id({"id": "mixtures"}, config())
+    assert model_id({"id": "mixtures"}, config("model.checkpointing=true")) == before
+    assert model_id({"id": "mixtures"}, config("train.accumulate=2")) != before
 
 
 def test_memory_that_lacks_with_fewer_workers_is_no_reason_to_give_up() -> None:
@@ -104,7 +141,7 @@ def test_memory_that_lacks_with_fewer_workers_is_no_reason_to_give_up() -> None:
     error = out_of_memory(7, elastic, 16, 1)
     assert not isinstance(error, HopelessError)
     assert "16 episodes" in str(error)
-    assert "train.min_workers higher" in str(error)
+    assert "train.min_workers higher, and it goes on" in str(error)
 
 
 def test_what_a_killed_worker_left_is_removed(
@@ -119,3 +156,31 @@ def test_what_a_killed_worker_left_is_removed(
     sweep_scratch()
     assert not left.exists()
     assert used.exists()
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.cluster  # on one node, but as long as such tests are
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
+def test_a_loss_that_is_no_number_ends_a_training_that_tries_for_ever(
+    dataset: Folder, tmp_path: Path
+) -> None:
+    wild = config(
+        f"workspace='{tmp_path}'",
+        "train.workers=1",
+        "train.retries=-1",
+        "train.lr=1e30",
+        "train.clip_norm=1e30",
+    )
+    run, data = Folder.at(tmp_path / "run"), TrainingData(dataset, dataset, None)
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", wild)
+    with pytest.raises(CscError, match=r"training failed: step 1: the loss .* no number") as caught:
+        train(run, data, wild, registry)
+    (saved,) = [file.name for file in run.list() if file.name.startswith("not-a-number")]
+    assert run.path(saved) in str(caught.value)

@@ -100,6 +100,17 @@ def test_other_sizes_are_named(tmp_path: Path) -> None:
         fetch_base(other, Folder.at(tmp_path / "run"))
 
 
+def test_what_has_no_weights_may_differ(tmp_path: Path) -> None:
+    before = saved(tmp_path, configured(tmp_path), ["a"])
+    other = ("model.dropout=0.3", "model.checkpointing=true", "model.detach_separation=true")
+    config, run = configured(tmp_path, *other), Folder.at(tmp_path / "run")
+    fetch_base(config, run)
+    after = objective(config, 1, seed=2)
+    begin_with(after, run, ["a"])
+    weights = after.model.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in before.model.state_dict().items())
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CscError, match=r"train\.init_from"):
         fetch_base(configured(tmp_path), Folder.at(tmp_path / "run"))

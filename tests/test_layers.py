@@ -32,7 +32,8 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
+            module = node.module or ""
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -70,6 +71,30 @@ def test_only_the_registry_talks_to_mlflow() -> None:
         path.stem for package in PACKAGES for path in modules(package) if "mlflow" in tops(path)
     }
     assert users == {"registry", "serving"}
+
+
+def reached(paths: list[Path]) -> set[str]:
+    """Return all modules of these packages that files import, themselves or by others."""
+    found: set[str] = set()
+    waiting = [name for path in paths for name in imported(path)]
+    while waiting:
+        name = waiting.pop()
+        file = (ROOT / name.replace(".", "/")).with_suffix(".py")
+        if name not in found and file.exists():
+            found.add(name)
+            waiting += imported(file)
+    return found
+
+
+def test_arrays_are_tested_on_and_never_trained_on() -> None:
+    """What builds mixtures and what trains does not know how arrays are simulated."""
+    names = ("train.py", "train_config.py", "training_data.py", "loop.py", "stepper.py")
+    training = [ROOT / "jobs" / name for name in (*names, "validation.py", "batches.py")]
+    building = [ROOT / "pipeline" / name for name in ("build.py", "loader.py", "render.py")]
+    known = reached([*modules("csc_model"), *training, *building])
+    assert {"pipeline.mixing", "pipeline.rooms", "jobs.loop", "csc_model.objective"} <= known
+    assert "pipeline.arrays" not in known
+    assert "pipeline.arrays" in reached([ROOT / "jobs" / "array_examples.py"])
 
 
 def test_nothing_unpickles() -> None:

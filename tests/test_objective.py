@@ -245,7 +245,7 @@ def test_without_labels_a_recording_is_a_speaker() -> None:
     assert len(heard.unique()) == len(heard) - 1
 
 
-def test_the_activity_head_learns_which_slots_hold_a_speaker() -> None:
+def test_a_new_activity_head_knows_nothing_of_who_is_absent() -> None:
     module = objective("table")
     plain = with_absences(episodes(0))
     output = module.model(plain.mixtures.flatten(0, 1))
@@ -375,6 +375,20 @@ def test_a_frozen_separator_is_left_as_it_is() -> None:
     assert frozen.model.pool.project.weight.grad is not None
     plain = objective("table")(episodes(3))
     torch.testing.assert_close(losses.total, plain.total)
+
+
+def test_a_frozen_separator_drops_nothing() -> None:
+    torch.manual_seed(0)
+    config = SMALL["tcn"].model_copy(update={"trunk": "blstm", "dropout": 0.5})
+    heard: dict[bool, list[float]] = {True: [], False: []}
+    for frozen, found in heard.items():
+        module = Objective(CSC(config), NUM_SPEAKERS, freeze_separator=frozen)
+        for _ in range(2):
+            module.model.train()  # as a validation leaves it
+            found.append(module(episodes(3)).separation_db.item())
+        assert module.model.speaker_blocks.training
+    assert heard[True][0] == heard[True][1]
+    assert heard[False][0] != heard[False][1]
 
 
 def test_all_views_drawn_are_all_views() -> None:

@@ -1,4 +1,7 @@
-"""Ranks, each with a share of a batch, give the losses and gradients of one process."""
+"""Ranks, each with a share of a batch, give the losses and gradients of one process.
+
+What they wait for each other is shown as such.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from csc_model.contrast import ContrastConfig
 from csc_model.model import CSC
-from csc_model.objective import Episodes, Objective
+from csc_model.objective import Episodes, Losses, Objective
+from jobs.meter import over_ranks
 from pipeline.order import Share
 from tests.small_models import small
 from tests.test_losses import NUM_SPEAKERS, SMALL, episodes
+from tests.test_meter import LATE_S, PHASES, line_of, seconds_of
 
 WORLDS = (2, 3)
 CASES: dict[str, dict[str, Any]] = {
@@ -32,8 +37,20 @@ CASES: dict[str, dict[str, Any]] = {
     "in_mix_label_free": {"contrast": ContrastConfig(set="in_mix", label_free=True)},
 }
 
+TERMS = (
+    "total",
+    "separation_db",
+    "contrastive_nats",
+    "activity_nats",
+    "contrastive_weight",
+    "mi_lower_bound_nats",
+    "mi_cap_nats",
+)
 UNEVEN = ("table", "table_norms", "no_attention", "views", "separation_only", "freeze_separator")
 """Cases that shares of different sizes are for: one of three ranks has half of the batch."""
+
+LATE = ("data_wait", "backward")
+"""What one of two ranks is late with."""
 
 NORMED = "ecapa"
 """A case that is normed over a rank's share of the batch: ranks agree, but not with one process."""
@@ -75,8 +92,7 @@ def measured(module: torch.nn.Module, given: Episodes) -> dict[str, Tensor]:
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
     }
-    terms = ("total", "separation_db", "contrastive_nats", "activity_nats", "contrastive_weight")
-    return found | {f"loss {term}": getattr(losses, term).detach().clone() for term in terms}
+    return found | {f"loss {term}": getattr(losses, term).detach().clone() for term in TERMS}
 
 
 def work(rank: int, folder: str, world: int) -> None:
@@ -87,7 +103,17 @@ def work(rank: int, folder: str, world: int) -> None:
         wrapped = DistributedDataParallel(objective(name))
         found = measured(wrapped, part(uneven(), rank, world))
         save_file({k: v.contiguous() for k, v in found.items()}, f"{folder}/{name}-{world}-{rank}")
+    if world == 2:
+        for late in LATE:
+            save_file(timed(late if rank else ""), f"{folder}/{late}-{rank}")
     dist.destroy_process_group()
+
+
+def timed(late: str) -> dict[str, Tensor]:
+    """Return what a rank tells of its steps, and what it measured itself."""
+    own = line_of(late)
+    found = over_ranks(own, torch.device("cpu")) | {f"own {key}": own[key] for key in own}
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()}
 
 
 def found_by(ranks: int, name: str, folder: Path) -> list[dict[str, Tensor]]:
@@ -124,3 +150,27 @@ def test_ranks_agree_where_each_norms_its_share(folder: Path) -> None:
     for key in gradients:
         assert torch.equal(ranks[0][key], ranks[1][key])
         assert ranks[0][key].isfinite().all()
+
+
+@pytest.mark.parametrize("late", LATE)
+def test_who_waits_for_another_rank_does_so_in_communication(late: str, folder: Path) -> None:
+    waiting, slow = (
+        {key: float(value) for key, value in load_file(folder / f"{late}-{rank}").items()}
+        for rank in (0, 1)
+    )
+    own = {phase: waiting[f"own {phase}_share"] * waiting["step_s"] for phase in PHASES}
+    assert sum(own.values()) == pytest.approx(waiting["step_s"], rel=0.02)
+    assert own["communication"] > 0.9 * LATE_S
+    assert all(seconds < LATE_S for phase, seconds in own.items() if phase != "communication")
+    assert seconds_of(slow)["communication"] < LATE_S < seconds_of(slow)[late]
+    longest = max(rank["own data_wait_share"] for rank in (waiting, slow))
+    assert waiting["data_wait_share"] == slow["data_wait_share"] == pytest.approx(longest)
+    assert (waiting["data_wait_share"] > 0.3) == (late == "data_wait")
+
+
+def test_logged_losses_are_means_over_ranks(folder: Path) -> None:
+    lines = [load_file(folder / f"{LATE[0]}-{rank}") for rank in (0, 1)]
+    for name in Losses._fields:
+        mean = sum(float(line[f"own {name}"]) for line in lines) / 2
+        assert all(float(line[name]) == pytest.approx(mean, rel=1e-5) for line in lines)
+    assert all(float(line["workers"]) == 2 for line in lines)

@@ -135,6 +135,7 @@ def test_a_schedule_is_refined_from_what_a_run_logged(workspace: Path) -> None:
         refined(config, "nosuchrun")
 
 
+@pytest.mark.cluster
 def test_a_champion_is_trained_further(workspace: Path) -> None:
     uri = "models:/csc-speaker-encoder@champion"
     settings = (f"train.init_from='{uri}'", "train.steps=4", "train.contrastive_weight=0.0")

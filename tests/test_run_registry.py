@@ -460,7 +460,11 @@ def test_versions_trained_with_who_is_forgotten_are_flagged(workspace: Path) -> 
 
 
 def begun_with(
-    workspace: Path, folder: Folder, init_from: str, speakers: Sequence[str] = ()
+    workspace: Path,
+    folder: Folder,
+    init_from: str,
+    speakers: Sequence[str] = (),
+    dataset: Folder | None = None,
 ) -> Version:
     """Register a model that began with another one and learned nobody's vector itself."""
     registry, model = registry_of(workspace), only(workspace / "models")
@@ -474,7 +478,7 @@ def begun_with(
     changes = {"id": name, "run": run_id, "config": settings, "speakers": [*speakers]}
     trained = Trained(folder, about | changes)
     evaluated = Evaluated(evaluation, evaluation.read_json("index.json"))
-    dataset = only(workspace / "mixtures")
+    dataset = dataset or only(workspace / "mixtures")
     return register(trained, evaluated, dataset, store_in(workspace), registry)[0]
 
 
@@ -503,6 +507,18 @@ def test_whom_a_version_heard_without_learning_their_vectors_counts(
     registry, folder = registry_of(workspace), Folder.at(tmp_path / "extractor")
     version = begun_with(workspace, folder, "elsewhere/model", ["corpus/new"])
     assert flag_forgotten(registry, ["corpus/new"], [], set()) == [version.number]
+
+
+def test_what_was_told_of_recordings_alone_may_have_heard_anybody_of_its_store(
+    workspace: Path, tmp_path: Path
+) -> None:
+    registry, index = registry_of(workspace), only(workspace / "mixtures").read_json("index.json")
+    index["config"]["build"]["mixing"]["by_recording"] = True
+    nameless, folder = Folder.at(tmp_path / "nameless"), Folder.at(tmp_path / "label-free")
+    nameless.put_json("index.json", index)
+    version = begun_with(workspace, folder, "elsewhere/model", dataset=nameless)
+    assert not flag_forgotten(registry, ["corpus/ann"], [], set())
+    assert flag_forgotten(registry, ["corpus/ann"], [], {index["store"]}) == [version.number]
 
 
 @pytest.mark.parametrize(

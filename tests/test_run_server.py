@@ -119,6 +119,7 @@ def registered(workspace: Path, registry: Registry, name: str) -> Version:
     return version
 
 
+@pytest.mark.cluster
 def test_a_server_that_dies_in_mid_registration_leaves_nothing_half_there(
     workspace: Path, site: Site
 ) -> None:

@@ -79,6 +79,22 @@ def test_a_model_of_version_1_is_read_with_every_slot_active(kind: str, tmp_path
     assert (activity > ACTIVE).all()
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_model_from_before_ecapa_and_extractors_is_the_same_model(
+    version: int, tmp_path: Path
+) -> None:
+    model = new_model("tcn-conv-mel")
+    model.save(tmp_path)
+    later = {"extractor", "extractor_channels"}
+    later |= {"speaker_net", "ecapa_channels"} if version == 2 else set()
+    describe(tmp_path, version=version, config=model.config.model_dump(exclude=later))
+    loaded = CSC.load(tmp_path)
+    assert loaded.config == model.config
+    waveform = torch.from_numpy(voice(1, 1))
+    for again, before in zip(loaded.embed(waveform), model.embed(waveform), strict=True):
+        assert torch.equal(again, before)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

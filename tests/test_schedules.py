@@ -62,6 +62,17 @@ def test_a_refined_schedule_is_that_of_a_plain_loop(norms: list[float]) -> None:
     assert refine(norms) == pytest.approx(np.array(rates) / max(rates))
 
 
+def test_norms_that_are_logged_more_often_in_one_place_refine_to_the_same() -> None:
+    even = [*range(20, 2001, 20)]
+    uneven = sorted({*even, *range(1000, 1500, 3)})
+    plain, dense = (
+        refine([1 + 20 * math.exp(-step / 300) for step in steps], steps)
+        for steps in (even, uneven)
+    )
+    assert resampled(dense, 20) == pytest.approx(resampled(plain, 20), abs=0.03)
+    assert refine([*range(1, 101)], even) == pytest.approx(refine([*range(1, 101)]))
+
+
 @pytest.mark.parametrize("norms", [[1.0] * 9, [1.0] * 20 + [0.0], [1.0] * 20 + [math.nan]])
 def test_what_cannot_be_refined_is_refused(norms: list[float]) -> None:
     with pytest.raises(ValueError, match="at least ten positive"):

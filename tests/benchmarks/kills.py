@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,7 +50,14 @@ def finish(running: subprocess.Popen[bytes]) -> None:
 def workers(running: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the training processes that a command has started."""
     below = psutil.Process(running.pid).children(recursive=True)
-    return [child for child in below if "RayTrainWorker" in " ".join(child.cmdline())]
+    return [child for child in below if "RayTrainWorker" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Return what a process was started as, or nothing of one that has just ended."""
+    with suppress(psutil.NoSuchProcess):  # zombies too
+        return " ".join(process.cmdline())
+    return ""
 
 
 def kill(running: subprocess.Popen[bytes], whom: str) -> None:
@@ -60,7 +68,8 @@ def kill(running: subprocess.Popen[bytes], whom: str) -> None:
     below = psutil.Process(running.pid).children(recursive=True)
     os.kill(running.pid, signal.SIGKILL)
     for child in below if whom == "all" else ():
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     running.wait()
 
 

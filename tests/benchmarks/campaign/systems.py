@@ -16,10 +16,13 @@ PAIRS = (
 )
 
 
+Dataset = Literal["pairs", "pairs_10", "pairs_1", "mixed", "wild", "unnamed", "asked"]
+
+
 class Stage(NamedTuple):
     """One training, which begins with the weights of the stage before."""
 
-    dataset: Literal["pairs", "pairs_10", "pairs_1", "mixed", "wild", "asked"]
+    dataset: Dataset
     steps: int
     changes: tuple[str, ...] = ()
 
@@ -33,10 +36,16 @@ FROZEN = ("train.freeze_separator=true", "train.init_from='the stage before'")
 HEAD = Stage("wild", HEAD_STEPS, FROZEN)
 
 
-def _contrast(*changes: str, views: int = 0) -> tuple[Stage, Stage]:
+def _contrast(*changes: str, dataset: Dataset = "wild") -> tuple[Stage, Stage]:
     """Return CSC with another loss: sets that compare vectors with each other hear all views."""
-    base = ("train.contrast.margin=0.0", f"train.views={views}")
-    return SEPARATION, HEAD._replace(steps=HEAD_STEPS // 2, changes=(*FROZEN, *base, *changes))
+    changes = (*FROZEN, "train.contrast.margin=0.0", "train.views=0", *changes)
+    return SEPARATION, Stage(dataset, HEAD_STEPS // 2, changes)
+
+
+def _label_free(*changes: str) -> tuple[Stage, Stage]:
+    """Return CSC whose head is told nothing but which mixtures hold the same recording."""
+    label_free = ("train.contrast.set='batch'", "train.contrast.label_free=true")
+    return _contrast(*label_free, *changes, dataset="unnamed")
 
 
 def _trunk(steps: int, *changes: str) -> tuple[Stage, Stage]:
@@ -48,7 +57,6 @@ def _trunk(steps: int, *changes: str) -> tuple[Stage, Stage]:
 FINE = ("model.frontend='conv'", "model.window=128", "model.hop=64", "model.num_bins=256")
 """A learned encoder with four times as many frames as the STFT."""
 
-LABEL_FREE = ("train.contrast.set='batch'", "train.contrast.label_free=true")
 ALPHAS = (0.1, 0.2, 0.4)
 
 CSC_SYSTEMS: dict[str, tuple[Stage, ...]] = {
@@ -105,11 +113,8 @@ CSC_SYSTEMS: dict[str, tuple[Stage, ...]] = {
         "model.hidden=64",
         "model.segment=32",
     ),
-    "csc_label_free": _contrast(*LABEL_FREE),
-} | {
-    f"csc_label_free_{alpha}": _contrast(*LABEL_FREE, f"train.contrast.alpha={alpha}")
-    for alpha in ALPHAS
-}
+    "csc_label_free": _label_free(),
+} | {f"csc_label_free_{alpha}": _label_free(f"train.contrast.alpha={alpha}") for alpha in ALPHAS}
 """Ablations whose head hears all views take half the steps, each of which costs twice as much."""
 
 BY_ALPHA = {0.0: "csc_label_free"} | {alpha: f"csc_label_free_{alpha}" for alpha in ALPHAS}
@@ -117,10 +122,15 @@ BY_ALPHA = {0.0: "csc_label_free"} | {alpha: f"csc_label_free_{alpha}" for alpha
 
 DATASETS: dict[str, tuple[str, ...]] = {
     "wild": (),
+    "unnamed": ("build.mixing.by_recording=true",),
     "pairs": PAIRS,
-    "asked": ("build.mixing.absent_share=0.1", "build.mixing.sir_max_db=5.0"),
-    "pairs_10": (*PAIRS, "build.train_episodes=400"),
-    "pairs_1": (*PAIRS, "build.train_episodes=40"),
+    "asked": (
+        "build.mixing.interferer_shares=[0.2, 0.8]",
+        "build.mixing.absent_share=0.05",
+        "build.mixing.sir_max_db=5.0",
+    ),
+    "pairs_10": (*PAIRS, "build.train_episodes=400", "build.slice_mb=0.65"),
+    "pairs_1": (*PAIRS, "build.train_episodes=40", "build.slice_mb=0.065"),
     "mixed": (
         "build.mixing.mixit_share=1.0",
         "build.mixing.interferer_shares=[0.0, 0.0, 0.0, 1.0]",
@@ -129,10 +139,7 @@ DATASETS: dict[str, tuple[str, ...]] = {
         "model.num_slots=4",
     ),
 }
-"""What differs in the mixtures; those of `asked` may lack the voice that is asked for.
-
-Of those of `mixed` no voice is known: they are sums of two mixtures of two.
-"""
+"""What differs in the mixtures; of `mixed` no voice is known: they are sums of two mixtures."""
 
 
 def _extractor(name: str, steps: int, *changes: str) -> Stage:
