@@ -21,7 +21,7 @@ from csc_model.spatial import refined
 SIZE, HOP = 2048, 512
 """Samples of the Fourier transform: 128 ms at 16 kHz, into which a room's early echoes fit."""
 
-LOADING = 1e-5
+LOADING = 2e-4
 """What is added to the diagonal of the noise's covariance, relative to its trace."""
 
 IDLE_DB = -10.0

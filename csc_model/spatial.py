@@ -10,14 +10,14 @@ number for each class, microphone, bin and frame.
 import torch
 from torch import Tensor
 
-ITERATIONS = 5
-TRUST = 0.5
+ITERATIONS = 4
+TRUST = 0.9
 """Share of the given masks in the prior; the rest is even, so that directions may overrule them."""
 
 INDEPENDENT = 3
 """Microphones' worth of evidence in a bin, at most: neighbours hear nearly the same."""
 
-FLOOR = 1e-6  # of covariances with mean eigenvalue 1
+FLOOR = 1e-3  # of covariances with mean eigenvalue 1
 
 
 def refined(spectrum: Tensor, masks: Tensor) -> Tensor:

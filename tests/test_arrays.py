@@ -1,5 +1,6 @@
 """Arrays in simulated rooms, and `csc beamform` with good and awkward recordings."""
 
+import functools
 import itertools
 import shutil
 import sys
@@ -13,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
-from csc_model.beamform import array_ear, beamform
+from csc_model.beamform import array_ear, beamform, spectrum_of, waveform_of
 from csc_model.calibration import Calibration
 from csc_model.longform import Voices, separated
 from csc_model.losses import si_snr_db
@@ -128,21 +130,58 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         array_images(ROOM, np.zeros((1, 100)))
 
 
-def test_more_microphones_are_no_worse_with_masks_of_an_oracle() -> None:
-    dry = np.stack([voice(who, 0, 8.0) for who in (0, 5)]).astype(np.float64)
-    config = ArrayConfig(microphones=4, rt60_min_s=0.2, rt60_max_s=0.2)
-    images = torch.from_numpy(array_images(array_recipe(2, 0, config), dry))
-    images /= images[:, :1].square().mean(-1, keepdim=True).sqrt()
-    hiss = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)) / 30
-    mixture, alone = images.sum(0) + hiss, images[:, 0]
-    before = si_snr_db(mixture[0].expand_as(alone), alone)
-    gains_db = [
-        float((si_snr_db(beamform(mixture[:count], alone, 0), alone) - before).mean())
-        for count in (1, 2, 3, 4)
-    ]
-    assert all(after > one - 0.3 for one, after in itertools.pairwise(gains_db))
-    assert gains_db[0] == pytest.approx(0, abs=1e-3)
-    assert gains_db[1] > 6
+Around = Callable[[int], tuple[Tensor, Tensor]]
+"""Of a number of a room: a mixture `(mic, time)`, and its voices at the first `(source, time)`."""
+
+
+@pytest.fixture(scope="module")
+def around() -> Around:
+    """Two talkers around six microphones in a dry room, equally loud, and the noise of each."""
+
+    @functools.cache
+    def made(index: int) -> tuple[Tensor, Tensor]:
+        dry = np.stack([voice(who, index, 4.0) for who in (index, index + 5)]).astype(np.float64)
+        config = ArrayConfig(microphones=6, rt60_min_s=0.2, rt60_max_s=0.2)
+        images = torch.from_numpy(array_images(array_recipe(2, index, config), dry))
+        images /= images[:, :1].square().mean(-1, keepdim=True).sqrt()
+        hiss = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(index)) / 30
+        return images.sum(0) + hiss, images[:, 0]
+
+    return made
+
+
+def mistaken(voices: Tensor) -> Tensor:
+    """Return two voices with a tenth of their patches, 250 Hz by 128 ms, given to the other."""
+    spectrum = spectrum_of(voices)
+    bins, frames = spectrum.shape[-2:]
+    draw = torch.Generator().manual_seed(0)
+    patches = torch.rand(bins // 32 + 1, frames // 4 + 1, generator=draw) < 0.1
+    swapped = patches.repeat_interleave(32, 0).repeat_interleave(4, 1)[:bins, :frames]
+    return waveform_of(torch.where(swapped, spectrum.flip(0), spectrum), voices.shape[-1])
+
+
+def gains_db(around: Around, heard: Callable[[Tensor], Tensor], refine: bool) -> list[float]:
+    """Return what 1, 2, 4 and 6 microphones gain over the mixture, the mean over two rooms."""
+    gains = []
+    for mixture, voices in map(around, (0, 1)):
+        before = si_snr_db(mixture[0].expand_as(voices), voices)
+        for count in (1, 2, 4, 6):
+            beams = beamform(mixture[:count], heard(voices), 0, refine=refine)
+            gains.append((si_snr_db(beams, voices) - before).mean())
+    return torch.stack(gains).view(2, -1).mean(0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("heard", "refine"), [(torch.clone, False), (mistaken, True)], ids=["oracle", "mistaken"]
+)
+def test_more_microphones_are_no_worse(
+    around: Around, heard: Callable[[Tensor], Tensor], refine: bool
+) -> None:
+    """With the masks of an oracle, and with those of a model's mistakes, refined by directions."""
+    found = gains_db(around, heard, refine)
+    assert all(after > one - 0.3 for one, after in itertools.pairwise(found))
+    assert found[0] == pytest.approx(0, abs=1e-3)
+    assert found[1] > 6
 
 
 # The command.
