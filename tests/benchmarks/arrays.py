@@ -1,7 +1,7 @@
 """What an array of microphones adds to a model that was trained on single channels.
 
     python -m tests.benchmarks.arrays --model FOLDER_OR_URI [--config FILE] [--set key=value]
-        [--mixtures 20] [--seconds 4] [--seed 1]
+        [--microphones 2 4 6] [--mixtures 20] [--seconds 4] [--seed 1]
 
 Two talkers of the test split of a workspace's store stand around a linear array, 5 cm from one
 microphone to the next, in rooms by the image source method. Rooms, places and words are the same
@@ -15,7 +15,7 @@ microphone alone, and which slot is whose is known. Nothing was trained on any r
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,7 @@ from pipeline.sides import from_store
 from pipeline.speech import active_level_dbfs
 from pipeline.storage import Folder
 
-MICROPHONES = (2, 4, 6)
+MICROPHONES, MOST = (2, 4, 6), 6
 RT60_S = (0.2, 0.4, 0.6)
 FLOORS_DB = (-6.0,)
 REPLICATES = 1000
@@ -72,18 +72,20 @@ def talkers(store: Folder, count: int, seconds: float, seed: int) -> Iterator[ND
 
 def scene(dry: NDArray[np.float64], index: int, rt60_s: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return a mixture `(mic, time)` and the images at the first microphone `(source, time)`."""
-    config = ArrayConfig(microphones=max(MICROPHONES), rt60_min_s=rt60_s, rt60_max_s=rt60_s)
+    config = ArrayConfig(microphones=MOST, rt60_min_s=rt60_s, rt60_max_s=rt60_s)
     made = array_scene(array_recipe(seed, index, config), dry, seed, index)
     return torch.from_numpy(made.mixture).float(), torch.from_numpy(made.images).float()
 
 
 @torch.inference_mode()
-def gains_db(model: CSC, mixture: Tensor, images: Tensor) -> dict[tuple[str, int | None], float]:
+def gains_db(
+    model: CSC, mixture: Tensor, images: Tensor, microphones: Sequence[int]
+) -> dict[tuple[str, int | None], float]:
     """Return the improvement by each system and number of microphones."""
     slots = padded(images.numpy(), model.config.num_slots)
     sources = matched(model.sources(mixture[:1]), slots.unsqueeze(0))[0, : len(images)]
     made: dict[tuple[str, int | None], Tensor] = {("the model, one microphone", None): sources}
-    for count in MICROPHONES:
+    for count in microphones:
         heard = mixture[:count]
         made["MVDR", count] = beamform(heard, sources, 0)
         made["MVDR, masks refined", count] = beamform(heard, sources, 0, refine=True)
@@ -122,6 +124,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--config", default="demo")
     parser.add_argument("--set", action="append", default=[], dest="given")
+    parser.add_argument(
+        "--microphones", type=int, nargs="+", default=MICROPHONES, choices=range(1, MOST + 1)
+    )
     parser.add_argument("--mixtures", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=1)
@@ -135,7 +140,7 @@ def main() -> None:
     with progress("mixtures") as advance:
         for index, dry in enumerate(talkers(store, told.mixtures, told.seconds, told.seed)):
             for rt60_s in RT60_S:
-                heard = gains_db(model, *scene(dry, index, rt60_s, told.seed))
+                heard = gains_db(model, *scene(dry, index, rt60_s, told.seed), told.microphones)
                 for key, gain in heard.items():
                     gains.setdefault(key, {}).setdefault(rt60_s, []).append(gain)
             advance(index + 1, told.mixtures)
