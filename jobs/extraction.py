@@ -131,7 +131,7 @@ def measure_sides(task: Task) -> None:
     tests, folder = trials.test[pairs.target].tolist(), Folder(task["cache"]).child(task["system"])
     hear = None if task["recogniser"] is None else recogniser_named(task["recogniser"])
     audio = TrialAudio(read, trials, sorted({*tests, *enrolled.ravel().tolist()}))
-    vectors = _vectors(model, audio, enrolled)
+    vectors = unit_vectors(model, audio, enrolled)
     for name in task["conditions"]:
         many = 1 + trials.conditions[name].interferers
         found = [
@@ -145,7 +145,7 @@ def measure_sides(task: Task) -> None:
         )
 
 
-def _vectors(model: CSC, audio: TrialAudio, enrolled: Places) -> Tensor:
+def unit_vectors(model: CSC, audio: TrialAudio, enrolled: Places) -> Tensor:
     """Return unit vectors `(.., dim)` of those who are enrolled by places `(.., utterance)`."""
     used, at = np.unique(enrolled, return_inverse=True)
     embed = embed_with(model)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from jobs.config import Config, load_config
 from jobs.run import Run
 from tests.benchmarks.campaign import __doc__ as about
+from tests.benchmarks.campaign.asking import asked
 from tests.benchmarks.campaign.figure import by_alpha
 from tests.benchmarks.campaign.scoring import (
     SPLITS,
@@ -84,9 +86,14 @@ def run_extractor(name: str, seed: int, given: Given) -> None:
     config = configured(EXTRACTORS[name], seed, given)
     root = Path(config.workspace)
     before = stage_folder(root / "campaign", "csc", len(CSC_SYSTEMS["csc"]) - 1, seed)
-    folder = root / "extraction" / name / str(seed)
+    folder = extractor_folder(config, name, seed)
     if not (folder / "cost.json").exists():
         train_csc(config, seed, before, folder)
+
+
+def extractor_folder(config: Config, name: str, seed: int) -> Path:
+    """Return where a trained extractor lies."""
+    return Path(config.workspace) / "extraction" / name / str(seed)
 
 
 def run_separator(name: str, seed: int, given: Given) -> None:
@@ -111,11 +118,14 @@ def main() -> None:
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["prepare", "run", "table", "figure"])
+    parser.add_argument("what", choices=["prepare", "run", "table", "figure", "extraction"])
     parser.add_argument("system", nargs="?", choices=SYSTEMS)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], dest="given")
     told = parser.parse_args()
+    fitting: dict[str, Iterable[str]] = {"run": SYSTEMS, "extraction": EXTRACTORS}
+    if told.what in fitting and told.system not in fitting[told.what]:
+        parser.error(f"{told.what} which of {', '.join(fitting[told.what])}?")
     torch.set_num_threads(1)
     if told.what == "prepare":
         prepare(told.given)
@@ -125,6 +135,10 @@ def main() -> None:
         run_separator(told.system, told.seed, told.given)
     elif told.what == "run":
         run(told.system, told.seed, told.given)
+    elif told.what == "extraction":
+        config = load_config(FILE, told.given)
+        folder = extractor_folder(config, told.system, told.seed)
+        print(asked(folder, Judge.of(config, "test")))
     elif told.what == "figure":
         config = load_config(FILE, told.given)
         print(by_alpha(Path(config.workspace) / "campaign", Judge.of(config, "test")))
