@@ -99,8 +99,8 @@ def embed(
 
     check_output(out)
     with interruptible("stopped; nothing was written"):
-        verifier = verifier_of(model, device, config, set_, workspace)
-        table = embed_files(verifier.model, files)
+        loaded = model_of(model, device, config, set_, workspace)
+        table = embed_files(loaded, files)
         write_embeddings(table, out)
     failed = [row for row in table.to_pylist() if row["error"]]
     for row in failed:
@@ -124,8 +124,8 @@ def separate(
     from jobs.using import separate_file
 
     with interruptible("stopped"):
-        verifier = verifier_of(model, device, config, set_, workspace)
-        for path, activity in separate_file(verifier.model, mixture, out):
+        loaded = model_of(model, device, config, set_, workspace)
+        for path, activity in separate_file(loaded, mixture, out):
             say(f"{path}: somebody speaks with probability {activity:.0%}")
 
 
@@ -169,11 +169,11 @@ def extract(
     if out.suffix.lower() != ".wav" or out.is_dir():
         raise CscError(f"--out {out}: give the name of a file that ends in .wav")
     with interruptible("stopped; nothing was written"):
-        verifier = verifier_of(model, device, config, set_, workspace)
+        loaded = model_of(model, device, config, set_, workspace)
         named = model or champion_of(configured(config, set_, workspace))
-        check_extracts(verifier.model, named)
-        vector = voice_of_files(verifier.model, speaker)
-        found = extract_file(verifier.model, mixture, vector, out, chunk_s, look_ahead_s)
+        check_extracts(loaded, named)
+        vector = voice_of_files(loaded, speaker)
+        found = extract_file(loaded, mixture, vector, out, chunk_s, look_ahead_s)
     say(
         f"{out}: {found.seconds:.1f} s, {found.level_db:+.1f} dB over the recording, "
         f"{found.most_db:+.1f} dB where most of it is left"
@@ -255,9 +255,9 @@ def onnx(
     if find_spec("onnx") is None:
         raise CscError("the package onnx is missing: pip install 'csc[onnx]'")
     with interruptible("stopped; nothing was written"):
-        verifier = verifier_of(model, "cpu", config, set_, workspace)
+        loaded = model_of(model, "cpu", config, set_, workspace)
         try:
-            export_onnx(verifier.model, out)
+            export_onnx(loaded, out)
         except (ValueError, OSError) as error:
             raise CscError(f"{out}: {error}") from error
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

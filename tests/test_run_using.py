@@ -109,6 +109,20 @@ def test_separate_writes_a_file_for_each_voice(ask: Ask, workspace: Path, tmp_pa
         np.testing.assert_allclose(soundfile.read(path)[0], expected[number - 1], atol=1e-4)
 
 
+def test_a_model_alone_does_all_but_what_scores_are_needed_for(
+    ask: Ask, champion: Path, tmp_path: Path
+) -> None:
+    """A training leaves a folder with a model, before anybody has evaluated it."""
+    alone = ("--model", champion / "model")
+    assert ask("separate", PAIR[0], "--out", tmp_path / "voices", *alone)[0] == 0
+    assert ask("embed", PAIR[0], "--out", tmp_path / "alone.npz", *alone)[0] == 0
+    assert ask("embed", PAIR[0], "--out", tmp_path / "champion.npz")[0] == 0
+    one, other = (np.load(tmp_path / f"{name}.npz")["vector"] for name in ("alone", "champion"))
+    assert np.array_equal(one, other)
+    code, said = ask("enrol", "ann", PAIR[0], "--gallery", tmp_path / "g.parquet", *alone)
+    assert (code, "without its `evaluation`" in said) == (1, True)
+
+
 def test_who_is_enrolled_is_identified(ask: Ask, tmp_path: Path) -> None:
     gallery = ("--gallery", tmp_path / "people.parquet")
     code, said = ask("identify", PAIR[0], *gallery)
