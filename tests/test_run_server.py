@@ -33,7 +33,7 @@ from tests.test_run_registry import contended
 from tests.whole_run import PAIR, configured, evaluation_in, evaluator_of, only, store_in
 
 BIN = Path(sys.executable).parent
-READY_S = 90
+READY_S = 240  # of a server that starts where a cluster is at work
 
 
 def free_port() -> int:
