@@ -6,7 +6,7 @@ stands what a model can do without: the separated slot whose voice is the neares
 is kept beside the embeddings, a file for a few test sides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -133,16 +133,25 @@ def measure_sides(task: Task) -> None:
     audio = TrialAudio(read, trials, sorted({*tests, *enrolled.ravel().tolist()}))
     vectors = unit_vectors(model, audio, enrolled)
     for name in task["conditions"]:
-        many = 1 + trials.conditions[name].interferers
-        found = [
-            measure_side(model, audio.side(place, name), many, vectors[:, number], hear)
-            for number, place in enumerate(tests)
-        ]
-        arrays = (np.stack(parts) for parts in zip(*found, strict=True))
-        folder.put(
-            _file(trials, pairs, name, task["recogniser"]),
-            save(dict(zip(Measured._fields, arrays, strict=True))),
-        )
+        found = measure_condition(model, audio, tests, name, vectors, hear)
+        folder.put(_file(trials, pairs, name, task["recogniser"]), save(found._asdict()))
+
+
+def measure_condition(
+    model: CSC,
+    audio: TrialAudio,
+    tests: Sequence[int],
+    condition: str,
+    vectors: Tensor,
+    recogniser: Recogniser | None = None,
+) -> Measured:
+    """Ask test sides under a condition for the voices of unit vectors `(voice, side, dim)`."""
+    many = 1 + audio.trials.conditions[condition].interferers
+    found = [
+        measure_side(model, audio.side(place, condition), many, vectors[:, number], recogniser)
+        for number, place in enumerate(tests)
+    ]
+    return Measured(*(np.stack(parts) for parts in zip(*found, strict=True)))
 
 
 def unit_vectors(model: CSC, audio: TrialAudio, enrolled: Places) -> Tensor:
