@@ -165,5 +165,5 @@ SEPARATORS = {
 }
 """Separators for as many steps, told the voices of all mixtures, of a part of them, or of none."""
 
-PEERS = {"ecapa": 9000, "same_trunk": 15000}
+PEERS = {"ecapa": 9000, "same_trunk": 10700}
 """Plain networks on the mixture as it is, trained with AAM-softmax on the anchor; their steps."""
