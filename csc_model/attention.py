@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csc_model.precision import full
+
 
 class Weights(NamedTuple):
     """What attention did, for diagnosis."""
@@ -95,7 +97,16 @@ class AttentiveStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool `(batch, channel, frame)` into `(batch, dim)`."""
-        weight = self.score(x).softmax(-1)
-        mean = (weight * x).sum(-1)
-        variance = (weight * x.square()).sum(-1) - mean.square()
-        return self.project(torch.cat([mean, variance.clamp_min(1e-6).sqrt()], -1))
+        return self.project(weighted_statistics(x, self.score(x).softmax(-1)))
+
+
+def weighted_statistics(x: Tensor, weight: Tensor) -> Tensor:
+    """Return mean and standard deviation over the last axis, joined on the one before it.
+
+    In single precision at least, and from the mean: squares of values far from zero, rounded to
+    bf16, would differ by more than the variance.
+    """
+    x, weight = full(x), full(weight)
+    mean = (weight * x).sum(-1, keepdim=True)
+    variance = (weight * (x - mean).square()).sum(-1)
+    return torch.cat([mean.squeeze(-1), variance.clamp_min(1e-6).sqrt()], -1)

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from csc_model.attention import weighted_statistics
 from csc_model.config import ModelConfig
 from csc_model.mel import LogMel, unit_level
 
@@ -85,10 +86,7 @@ class Pooling(nn.Module):
         mean = x.mean(-1, keepdim=True)
         deviation = (x - mean).square().mean(-1, keepdim=True).clamp_min(1e-6).sqrt()
         context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], 1)
-        weight = self.score(context).softmax(-1)
-        mean = (weight * x).sum(-1)
-        variance = (weight * (x - mean.unsqueeze(-1)).square()).sum(-1)
-        return torch.cat([mean, variance.clamp_min(1e-6).sqrt()], -1)
+        return weighted_statistics(x, self.score(context).softmax(-1))
 
 
 class Ecapa(nn.Module):

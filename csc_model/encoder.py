@@ -71,10 +71,16 @@ class StftFrontEnd(FrontEnd):
         self.num_bins = config.window // 2 + 1
         self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
 
+    def padded(self, waveform: Tensor) -> Tensor:
+        """Add silence, so that no sample lies beyond the centre of the last frame.
+
+        There the window is all but zero, and what masks change would be divided by it.
+        """
+        return F.pad(waveform, (0, max(self.window - waveform.shape[-1], self.hop - 1)))
+
     def encode(self, waveform: Tensor) -> Tensor:
-        missing = max(self.window - waveform.shape[-1], 0)
         return torch.stft(
-            F.pad(waveform, (0, missing)),
+            self.padded(waveform),
             self.window,
             self.hop,
             window=self.hann,
@@ -85,7 +91,7 @@ class StftFrontEnd(FrontEnd):
 
     def decode(self, carrier: Tensor, num_samples: int) -> Tensor:
         waveform = torch.istft(carrier, self.window, self.hop, window=self.hann, center=True)
-        return F.pad(waveform, (0, num_samples - waveform.shape[-1]))
+        return waveform[..., :num_samples]
 
     def features(self, magnitude: Tensor) -> Tensor:
         return torch.log(magnitude + 1e-2)

@@ -61,11 +61,14 @@ def pairwise_separation_loss(estimates: Tensor, references: Tensor) -> Tensor:
     Estimates and references are `(batch, slot, time)`.
 
     A reference that speaks costs its negative SI-SNR. A silent one costs the level of the estimate
-    relative to all references, so that a slot without a speaker learns to be quiet.
+    relative to all references, so that a slot without a speaker learns to be quiet. Where all are
+    silent there is nothing to be relative to, and every slot costs 0.
     """
     cost = -_pairwise_si_snr_db(estimates, references)
     power = references.square().mean(-1)
-    leak = estimates.square().mean(-1) / power.sum(-1, keepdim=True).clamp_min(1e-12)
+    whole = power.sum(-1, keepdim=True)
+    leak = estimates.square().mean(-1) / whole.clamp_min(1e-12)
+    leak = torch.where(whole < SILENT, 1 - FLOOR, leak)
     silent = (power < SILENT).unsqueeze(1)
     return torch.where(silent, _db(leak + FLOOR).unsqueeze(-1), cost)
 
@@ -110,15 +113,20 @@ def activity_loss(
 
 
 @exact
-def nearest_distance(vectors: Tensor) -> Tensor:
+def nearest_distance(vectors: Tensor, at_most: int = 1024) -> Tensor:
     """Return the distance on the unit sphere to the nearest other vector, `(row,)` of `(row, dim)`.
 
-    Between 0 and 2, which it is where there is no other.
+    Between 0 and 2, which it is where there is no other. Of more than `at_most` rows as many are
+    drawn at random: those of all would take the square of their number in memory.
     """
     unit = F.normalize(vectors, dim=-1)
-    squared = (2 - 2 * unit @ unit.T).clamp_min(1e-6)
-    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
-    return squared.masked_fill(itself, 4.0).amin(-1).sqrt()
+    places = torch.arange(len(unit), device=unit.device)
+    asked = unit
+    if len(unit) > at_most:
+        places = torch.randperm(len(unit), device=unit.device)[:at_most]
+        asked = unit[places]
+    squared = (2 - 2 * asked @ unit.T).clamp_min(1e-6)
+    return squared.scatter(1, places.unsqueeze(1), 4.0).amin(-1).sqrt()
 
 
 @exact

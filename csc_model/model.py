@@ -237,7 +237,7 @@ class CSC(nn.Module):
                 return longform.embed_long(self.hear, waveform, window, on_progress)
             rows = [longform.embed_long(self.hear, row, window, on_progress) for row in waveform]
             return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
-        _, unit = unit_level(torch.atleast_2d(waveform))
+        _, unit = unit_level(torch.atleast_2d(waveform).to(self._device))
         embeddings, logits = self._speakers(unit, self._separate(unit), None)
         vectors, activity = self._alone(embeddings), _activity(logits)
         return (vectors[0], activity[0]) if waveform.ndim == 1 else (vectors, activity)
@@ -253,16 +253,20 @@ class CSC(nn.Module):
         """Return the sources `(slot, time)` of a mixture `(time,)`, at the model's sample rate.
 
         The mixture may be at another one; None is the model's. What is longer than `window_s` is
-        heard in windows (`longform.separate_long`).
+        heard in windows (`longform.separate_long`). Sources have the course of the voices, not
+        their level: what the model was trained by forgives any.
 
         Raises:
-            ValueError: there is no sample, one is no number, or `window_s` is no length.
+            ValueError: there is no sample, one is no number, there is more than one axis, or
+                `window_s` is no length.
         """
+        if waveform.ndim != 1:
+            raise ValueError(f"a mixture is (time,), one at a time, not {tuple(waveform.shape)}")
         waveform = self._usable(waveform, sample_rate_hz)
         window = longform.window_samples(window_s, self.config.sample_rate_hz)
         if len(waveform) > window:
             return longform.separate_long(self.hear, waveform, window, on_progress)
-        return self.sources(waveform.unsqueeze(0))[0]
+        return self.sources(waveform.to(self._device).unsqueeze(0))[0].to(waveform.device)
 
     @torch.inference_mode()
     def extract(
@@ -304,7 +308,7 @@ class CSC(nn.Module):
         """
         if self.config.extractor == "none":
             raise ValueError("the model has no extractor: train one with train.task=extract")
-        whose = vector.to(next(self.parameters()).device).unsqueeze(0)
+        whose = vector.to(self._device).unsqueeze(0)
 
         @torch.inference_mode()
         def process(stretch: Tensor) -> Tensor:
@@ -342,9 +346,13 @@ class CSC(nn.Module):
         given_hz = rate_hz if sample_rate_hz is None else sample_rate_hz
         return resampled(waveform.float(), given_hz, rate_hz)
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def hear(self, window: Tensor) -> Heard:
         """Hear a window `(time,)`, brought to the device of the model."""
-        output = self(window.to(next(self.parameters()).device).unsqueeze(0))
+        output = self(window.to(self._device).unsqueeze(0))
         return Heard(output.sources[0], self._alone(output.embeddings)[0], output.activity[0])
 
     def _alone(self, embeddings: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ from csc_model.rows import (
 __all__ = ["Episodes", "Losses", "Objective", "in_order"]
 
 
+LARGEST = ("attention_logit",)
+"""Losses of which the largest of parts, steps and ranks is told, where of others it is the mean."""
+
+
 class Losses(NamedTuple):
     """The terms of the loss and what is logged beside them, scalars all."""
 
@@ -55,7 +59,7 @@ class Losses(NamedTuple):
     spread: Tensor
     mi_lower_bound_nats: Tensor
     scale: Tensor
-    activity_nats: Tensor  # 0 where the model has no such head
+    activity_nats: Tensor
     mi_cap_nats: Tensor  # what the bound cannot exceed: log of the number of candidates
     contrastive_weight: Tensor  # as used, also where gradient norms decide
     attention_logit: Tensor  # the largest; growth beyond some ten foretells divergence
@@ -238,13 +242,14 @@ class Objective(nn.Module):
         itself = torch.eye(anchors.shape[1], dtype=torch.bool, device=anchors.device)
         if self.contrast.set != "table" or not self.attend:
             return anchors, itself.expand_as(episodes.allowed)
-        allowed = episodes.allowed & present.unsqueeze(1)
+        allowed = episodes.allowed & present.unsqueeze(1) & present.unsqueeze(2)
         return anchors, allowed | (itself & ~allowed.any(-1, keepdim=True))
 
     def _rows(self, slots: Tensor, wholes: Tensor, episodes: Episodes, present: Tensor) -> Rows:
         """Attend, and say who each vector is: anchors, then others, then unseparated views.
 
-        Only the anchor's slots see other conditions; interferers and unseparated views have none.
+        Only the anchor's slots see other conditions. Unseparated views and interferers have none,
+        not even one in the place of an anchor who is not there.
         """
         attention = self.model.attention
         anchors, allowed = self._attended(slots, episodes, present)
@@ -339,10 +344,8 @@ def _without_sources(costs: Tensor, sources: Tensor, episodes: Episodes, search:
 def _activity(
     output: Output, episodes: Episodes, assignment: Tensor, heard: Tensor | None
 ) -> Tensor:
-    """Return the loss of the activity head, zero where the model has none."""
-    logits = getattr(output, "activity_logits", None)
-    if logits is None:
-        return output.sources.new_zeros(())
+    """Return the loss of the activity head over what is known of who speaks."""
+    logits = output.activity_logits
     values = activity_loss(logits, episodes.references.flatten(0, 1), assignment, heard)
     mixed = is_mixit(episodes)
     held = torch.ones_like(values, dtype=torch.bool) if mixed is None else ~mixed

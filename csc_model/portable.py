@@ -35,7 +35,8 @@ class RealStft(nn.Module):
         angle = 2 * torch.pi / size * turns.double()
         waves = torch.cat([angle.cos(), -angle.sin()])
         twice = torch.full((size // 2 + 1, 1), 2.0, dtype=torch.float64)
-        twice[0] = twice[-1] = 1  # bins that have no mirror image
+        twice[0] = 1  # bins that have no mirror image
+        twice[-1] = 1 + size % 2
         back = waves * torch.cat([twice, twice]) / size
         self.register_buffer("analysis", (waves * window).float().unsqueeze(1))
         self.register_buffer("synthesis", (back * window).float().unsqueeze(1))
@@ -53,8 +54,7 @@ class RealStft(nn.Module):
         added = F.conv_transpose1d(parts.flatten(1, 2), self.synthesis, stride=self.hop)
         ones = 0 * parts[:1, :1, 0] + 1  # as many as frames, which ones_like would fix
         weight = F.conv_transpose1d(ones, self.squared, stride=self.hop).clamp_min(1e-11)
-        known = (added / weight)[:, 0, half:-half]
-        return F.pad(known, (0, self.hop))[:, :num_samples]  # no frame is centred on the very end
+        return (added / weight)[:, 0, half:][:, :num_samples]
 
 
 class RealLogMel(nn.Module):
@@ -117,7 +117,7 @@ class Portable(nn.Module):
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         level, unit = unit_level(waveform)
-        parts = self.stft.encode(unit)
+        parts = self.stft.encode(F.pad(unit, (0, self.stft.hop - 1)))  # as `padded` does
         magnitude = parts.square().sum(1).sqrt()
         separated = self.model._masked(parts, magnitude)
         weighed = parts.unsqueeze(1) * separated.masks.unsqueeze(2)

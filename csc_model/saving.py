@@ -106,6 +106,10 @@ def _check(path: Path, weights: Weights, wanted: Weights) -> None:
                 f"{path}: {name} has shape {tuple(tensor.shape)}, the configuration asks for "
                 f"{tuple(wanted[name].shape)}; {advice}"
             )
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{path}: {name} holds values that are no numbers; copy the model again"
+            )
 
 
 def _some(names: set[str]) -> str:

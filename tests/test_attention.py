@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csc_model.attention import ConditionAttention, draw_allowed
+from csc_model.attention import ConditionAttention, draw_allowed, weighted_statistics
 
 
 def test_attention_reads_only_what_it_may() -> None:
@@ -80,6 +81,18 @@ def test_the_largest_logit_grows_with_the_embeddings_unless_bounded() -> None:
     free, bounded = ConditionAttention(16, 4), ConditionAttention(16, 4, qk_norm=True)
     assert free.weights(100 * embedding).largest_logit > 1000 * free.weights(embedding)[1]
     assert bounded.weights(100 * embedding).largest_logit <= math.sqrt(16 / 4) + 1e-5
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 200.0])
+def test_statistics_of_rounded_values_are_those_of_the_values(mean: float) -> None:
+    torch.manual_seed(0)
+    x = (mean + torch.randn(2, 3, 50)).bfloat16()
+    weight = torch.rand(2, 3, 50).softmax(-1).bfloat16()
+    exact, share = x.double().numpy(), weight.double().numpy()
+    means = (share * exact).sum(-1)
+    deviations = np.sqrt((share * (exact - means[..., None]) ** 2).sum(-1))
+    expected = np.concatenate([means, deviations], -1)
+    np.testing.assert_allclose(weighted_statistics(x, weight).numpy(), expected, rtol=1e-4)
 
 
 def test_one_condition_attends_to_itself() -> None:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from csc_model.balance import GradientBalance, gradient_norms
 from csc_model.contrast import ContrastConfig
+from csc_model.episodes import anchor_first, has_anchor
 from csc_model.mixit import mixit_loss
 from csc_model.model import CSC
 from csc_model.objective import Episodes, Objective
@@ -245,15 +246,23 @@ def test_without_labels_a_recording_is_a_speaker() -> None:
     assert len(heard.unique()) == len(heard) - 1
 
 
+def test_who_stands_in_the_place_of_an_absent_anchor_attends_to_itself() -> None:
+    """With as many interferers as slots, one of them is first where the anchor is not."""
+    module, plain = objective("table"), episodes(0, batch=1, conditions=3)
+    speakers = plain.speakers.clone()
+    speakers[0, 1] = torch.tensor([5, 6])
+    allowed = torch.ones_like(plain.allowed)
+    given_episodes = anchor_first(plain._replace(speakers=speakers, allowed=allowed))
+    present = has_anchor(given_episodes)
+    assert present.tolist() == [[True, False, True]]
+    _, who = module._attended(torch.zeros(3, 2, 16), given_episodes, present)
+    assert who[0].tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+
+
 def test_a_new_activity_head_knows_nothing_of_who_is_absent() -> None:
     module = objective("table")
-    plain = with_absences(episodes(0))
-    output = module.model(plain.mixtures.flatten(0, 1))
-    losses = module(plain)
-    if getattr(output, "activity_logits", None) is None:
-        assert losses.activity_nats == 0
-    else:
-        assert 0.1 < losses.activity_nats < 3
+    losses = module(with_absences(episodes(0)))
+    assert 0.1 < losses.activity_nats < 3
 
 
 def test_gradient_norms_are_kept_in_proportion() -> None:

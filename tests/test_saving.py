@@ -1,6 +1,7 @@
 """Models on disk: the same ones come back, and what cannot be read is named."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,16 @@ def test_damaged_weights_are_named(kept: int, tmp_path: Path) -> None:
     path = tmp_path / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=f"{WEIGHTS_FILE}: damaged"):
+        CSC.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_named(value: float, tmp_path: Path) -> None:
+    new_model("tcn-stft").save(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    weights["pool.project.weight"][0, 0] = value
+    save_file(weights, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(ValueError, match=r"pool\.project\.weight holds values that are no numbers"):
         CSC.load(tmp_path)
 
 
