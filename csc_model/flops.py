@@ -1,5 +1,6 @@
 """How much a model computes, and how much a device could: the share of it that is used (MFU)."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +15,10 @@ BACKWARD_FORWARD = 3
 
 PEAK_FLOPS = {
     "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
@@ -25,7 +28,7 @@ PEAK_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
 }
-"""Dense bf16 (V100, T4: fp16) operations a second, by a part of the device's name; data sheets."""
+"""Dense bf16 (V100, T4: fp16) operations a second, by words of the device's name; data sheets."""
 
 
 def forward_flops(
@@ -64,8 +67,13 @@ def peak_flops(device: torch.device) -> float | None:
     """Return the operations a second that a device is sold for, None where that is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """Return the same for a device by its name, as its driver tells it."""
+    fitting = (peak for words, peak in PEAK_FLOPS.items() if re.search(rf"\b{words}\b", name))
+    return next(fitting, None)
 
 
 _FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

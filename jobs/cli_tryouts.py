@@ -73,12 +73,14 @@ def learning_rate(
     from jobs.console import progress, say, show
     from jobs.run import Run
     from jobs.tryouts import learning_rates, sensitivity, shrunk
+    from pipeline.shards import INDEX
 
     if any(tried <= 0 for tried in rate or []):
         raise typer.BadParameter("--rate is to be above 0")
     narrow = resolved.model_copy(update={"model": shrunk(resolved.model, width)})
     with interruptible("stopped"), Run(resolved, fresh=False) as run:
-        dataset, about = run.build
+        dataset = run.data[0].dataset
+        about = dataset.read_json(INDEX)
         _ = run.ray
         with progress("rates tried") as advance:
             rates = learning_rates(

@@ -45,8 +45,7 @@ def no_number(
         tensors = {field: tensor.contiguous() for field, tensor in batch._asdict().items()}
         save_file(tensors, scratch / name)
         run.put(name, scratch / name)
-    broken = batch.gains_db.isnan() | batch.gains_db.isposinf()
-    episodes = batch.numbers[broken.flatten(1).any(1)].tolist()
+    episodes = broken_episodes(batch)
     if episodes:
         shown = ", ".join(map(str, episodes[:NAMED_EPISODES]))
         return HopelessError(
@@ -59,6 +58,12 @@ def no_number(
         "lower, or train.precision=fp32: that is another run, which begins at step 0, or with "
         "train.init_from at what an earlier one has come to"
     )
+
+
+def broken_episodes(batch: Batch) -> list[int]:
+    """Return the numbers of the episodes whose gains are no numbers."""
+    broken = batch.gains_db.isnan() | batch.gains_db.isposinf()
+    return list(batch.numbers[broken.flatten(1).any(1)].tolist())
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -25,6 +25,7 @@ from jobs.checkpoint import BEST, State
 from jobs.config import Config
 from jobs.failures import (
     HopelessError,
+    broken_episodes,
     is_out_of_memory,
     memory_named,
     no_number,
@@ -159,9 +160,11 @@ class Worker:
             self.state = self.state._replace(step=self.state.step + 1)
             due = self.state.step % train.validate_every == 0 or self.state.step == train.steps
             if due or self.state.step % STEPS_PER_LINE == 0:
-                line = over_ranks(meter.line(), self.stepper.device)
+                line = meter.line()
+                meter = Meter(self.work, self.stepper.device)  # to tell takes time of its own
+                line = over_ranks(line, self.stepper.device)
                 self.tell(line | system_metrics(self.stepper.device))
-                meter = Meter(self.work, self.stepper.device)
+                meter.passed("report")
             if due:
                 self.validate()
                 meter = Meter(self.work, self.stepper.device)
@@ -188,7 +191,9 @@ class Worker:
         try:
             return self.stepper.take(step, batch, meter)
         except NoNumberError as error:
-            if self.world > 1 and not error.own_loss:
+            shared = self.config.train.contrast.set == "batch"  # where one spoils the loss of all
+            named = (error.own_loss and not shared) or bool(broken_episodes(batch))
+            if self.world > 1 and not named:
                 time.sleep(CULPRIT_FIRST_S)  # the rank that can name what is broken speaks first
             raise no_number(error, step, self.rank, batch, Folder(self.job.folder)) from None
         except RuntimeError as error:

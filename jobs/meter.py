@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from csc_model import gather
-from csc_model.objective import Losses
+from csc_model.objective import LARGEST, Losses
 
 CPU = torch.device("cpu")
 COMMUNICATION, DATA_WAIT = "communication", "data_wait_share"
@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 
 class Meter:
-    """Means since the last line, and the share of the time that each phase takes.
+    """Losses since the last line, and the share of the time that each phase takes.
 
     What ranks exchange is a phase of its own, as far as a rank waits for it: it is taken out of the
     phase that it lies in, and what hides behind a backward pass is not in it. There a rank waits
@@ -41,7 +41,7 @@ class Meter:
         self.spans: list[tuple[str, Moment, Moment]] = []
         self.exchanges: list[tuple[Moment, Moment]] = []  # since the mark
         self.unhidden_s = 0.0  # of exchanges of gradients, at the end of backward passes
-        self.sums: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}  # sums, or the largest, since the last line
 
     def _now(self) -> Moment:
         if self.device.type != "cuda":
@@ -98,12 +98,17 @@ class Meter:
         self.count, self.seconds = self.count + 1, self.seconds + seconds
         measured = losses._asdict() | {"grad_norm": grad_norm, "learning_rate": rate}
         for name, value in measured.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value
+            known, value = self.kept.get(name), torch.as_tensor(value)
+            joined = torch.maximum if name in LARGEST else torch.add
+            self.kept[name] = value if known is None else joined(known, value)
 
     def line(self) -> dict[str, float]:
         """Return what is logged."""
         spent = time.perf_counter() - self.began
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        means = {
+            name: float(kept) / (1 if name in LARGEST else self.count)
+            for name, kept in self.kept.items()
+        }
         shares = {f"{phase}_share": taken / spent for phase, taken in self._spent().items()}
         speed = {
             "audio_seconds_per_s": self.seconds / spent,
@@ -128,10 +133,10 @@ class Meter:
 
 
 def over_ranks(line: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Return a rank's line with the means of the losses, and the longest wait for data of any rank.
+    """Return a rank's line with the means of the losses, and the largest of what `LARGEST` names.
 
-    All ranks take part. Other times stay this rank's. Of diagnostics, uneven shares make that mean
-    uneven too.
+    The wait for data is the longest of any rank, too. All ranks take part. Other times stay this
+    rank's. Of diagnostics, uneven shares make that mean uneven too.
     """
     world = gather.world_size()
     line = line | {"workers": float(world)}
@@ -139,10 +144,10 @@ def over_ranks(line: dict[str, float], device: torch.device) -> dict[str, float]
         return line
     losses = torch.tensor([line[name] for name in Losses._fields], device=device)
     dist.all_reduce(losses)
-    waited = torch.tensor(line[DATA_WAIT], device=device)
-    dist.all_reduce(waited, dist.ReduceOp.MAX)
+    most = torch.tensor([line[name] for name in (*LARGEST, DATA_WAIT)], device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
     means = dict(zip(Losses._fields, (losses / world).tolist(), strict=True))
-    return line | means | {DATA_WAIT: float(waited)}
+    return line | means | dict(zip((*LARGEST, DATA_WAIT), most.tolist(), strict=True))
 
 
 def _between_s(first: Moment, last: Moment) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SMOOTHED_SHARE = 0.2  # of a run: how far the median over gradient norms reaches
+SMOOTHED_SHARE = 0.1  # of a run: how long the median over gradient norms is
 SHAPES = ("linear", "rex", "cosine", "constant", "refined")
 
 
@@ -41,6 +41,9 @@ def refine(grad_norms: Sequence[float], steps: Sequence[int] | None = None) -> N
     inverse smoothed norms, and the rate is the weight times the sum of all that follow. Norms here
     are l2 norms before clipping; theirs for Adam are l1 norms.
 
+    Smoothing is theirs: a median over a tenth of the run, that repeats the first norm and reflects
+    the last ones, so that the large norms of a beginning count and become a warm-up.
+
     Raises:
         ValueError: there are fewer than ten norms, or one that is not a positive number.
     """
@@ -63,6 +66,6 @@ def resampled(rates: NDArray[np.float64], points: int) -> list[float]:
 
 
 def _median(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """Smooth by the median of `reach` neighbours on either side, reflected at the ends."""
-    padded = np.pad(values, reach, mode="reflect")
+    """Smooth by the median of `reach` neighbours on either side."""
+    padded = np.pad(np.pad(values, (0, reach), mode="reflect"), (reach, 0), mode="edge")
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=-1)

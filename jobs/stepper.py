@@ -5,7 +5,7 @@ from these, so whoever goes on from a checkpoint needs no generator state.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from csc_model.extraction import ExtractionObjective
 from csc_model.model import CSC
-from csc_model.objective import Episodes, Losses, Objective
+from csc_model.objective import LARGEST, Episodes, Losses, Objective
 from jobs.batches import parts, to_episodes
 from jobs.checkpoint import State, load_training, save_training
 from jobs.config import Config
@@ -192,7 +192,7 @@ class Stepper:
             self._backward(part, train.contrastive_weight * ramp, place == train.accumulate, meter)
             for place, part in enumerate(parts(episodes, train.accumulate), start=1)
         ]
-        losses = Losses(*(torch.stack(terms).mean() for terms in zip(*made, strict=True)))
+        losses = _of_all(made)
         grad_norm = float(nn.utils.clip_grad_norm_(self.objective.parameters(), train.clip_norm))
         if not math.isfinite(grad_norm) or not math.isfinite(float(losses.total)):
             raise NoNumberError.of(losses, grad_norm)
@@ -208,7 +208,8 @@ class Stepper:
     ) -> Losses:
         """Add the gradient of a part of the batch; ranks exchange theirs with the last one."""
         bf16 = self.config.train.precision == "bf16"
-        bf16 |= self.config.train.precision == "auto" and self.device.type == "cuda"
+        if self.config.train.precision == "auto" and self.device.type == "cuda":
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         quiet: AbstractContextManager[Any] = nullcontext()
         if not last and self.world > 1:
             quiet = self.wrapped.no_sync()
@@ -219,3 +220,9 @@ class Stepper:
             (losses.total / self.config.train.accumulate).backward()
             meter.passed("backward")
         return Losses(*(term.detach() for term in losses))
+
+
+def _of_all(parts: Sequence[Losses]) -> Losses:
+    """Return the losses of a batch from those of its parts."""
+    terms = {name: torch.stack([getattr(part, name) for part in parts]) for name in Losses._fields}
+    return Losses(**{k: v.amax() if k in LARGEST else v.mean() for k, v in terms.items()})

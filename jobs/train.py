@@ -1,5 +1,6 @@
 """Train: dataset in, best model out, through Ray Train; a killed run goes on where it was."""
 
+import json
 import math
 import posixpath
 import shutil
@@ -26,7 +27,7 @@ from jobs import telemetry
 from jobs.attending import attended, attention_plot
 from jobs.checkpoint import BEST, State
 from jobs.config import Config
-from jobs.console import Advance, progress
+from jobs.console import Advance, progress, say
 from jobs.failures import check_fits
 from jobs.finetune import MODEL_FILES, SPEAKERS_FILE, TABLE_FILE, fetch_base, keep_voices
 from jobs.loop import train_loop
@@ -65,8 +66,9 @@ class Trained(NamedTuple):
 def model_id(dataset: dict[str, Any], config: Config, differs: Sequence[str | None] = ()) -> str:
     """Return the name of a training run: a hash of all that its result depends on.
 
-    But for what a cluster does to it: with fewer workers, dropout and views are drawn for other
-    shares, and an ECAPA-TDNN is normed over them. `differs` is that of its `TrainingData`.
+    But for what a cluster does to it: with fewer workers, dropout, views and who is asked for are
+    drawn for other shares, and an ECAPA-TDNN is normed over them. `differs` is that of its
+    `TrainingData`.
     """
     train = config.train.model_dump(exclude=WITHOUT_EFFECT)
     model = config.model.model_dump(exclude=MODEL_WITHOUT_EFFECT)
@@ -119,6 +121,7 @@ def _train_and_export(
         folder.put_json(RUN_FILE, registry.create_run(name, config, about))
     run_id = folder.read_json(RUN_FILE)
     fetch_base(config, folder)
+    _check_snapshot(folder.child(RAY_FOLDER))
     checkpoint = _fit(folder, data, config, registry, run_id, len(about["speakers"]))
     names = voices(about["speakers"], config.train.speeds)
     if not config.train.learns_voices:
@@ -129,6 +132,20 @@ def _train_and_export(
     if config.learns_attention:
         _report_attention(folder, data.valid, config, registry, run_id)
     _finish(folder, state, name, run_id, data, config)
+
+
+def _check_snapshot(checkpoints: Folder) -> None:
+    """Assert that Ray Train's list of checkpoints is whole: on a disk it writes over the last."""
+    if not checkpoints.exists(SNAPSHOT):
+        return
+    try:
+        json.loads(checkpoints.read(SNAPSHOT))
+    except ValueError:
+        raise CscError(
+            f"{checkpoints.path(SNAPSHOT)} is torn: a crash came while it was written. "
+            "Remove it to train again from step 0, or begin with the newest checkpoint beside it: "
+            "its best/ as train.init_from"
+        ) from None
 
 
 def _check_trials(store: Folder | None, config: Config) -> None:
@@ -197,7 +214,13 @@ def _scaling(config: Config) -> ScalingConfig:
     least = train.min_workers if train.elastic else train.workers
     gpus = needs.gpus
     if gpus is None:
-        gpus = float(gpus_for(ray.nodes(), needs.resources) >= least)
+        there = gpus_for(ray.nodes(), needs.resources)
+        gpus = float(there >= least)
+        if there and not gpus:
+            say(
+                f"{there} GPU(s) for {least} workers, which train on CPUs now: set "
+                f"train.workers={there}, or ray.workers.gpus={there / least:.2g} to share them"
+            )
     return ScalingConfig(
         num_workers=(least, train.workers) if train.elastic else train.workers,
         use_gpu=gpus > 0,

@@ -42,7 +42,9 @@ class TrainConfig(Strict):
         [], description="that voices are also played at, as other speakers: [0.9, 1.1]"
     )
     lr: float = Field(1e-3, gt=0)
-    table_lr_scale: float = Field(2.0, gt=0, description="of the speaker table, over lr")
+    table_lr_scale: float = Field(
+        2.0, gt=0, description="of the speaker table and the scale of distances, over lr"
+    )
     warmup_steps: int = Field(50, ge=0)
     schedule: Literal["linear", "rex", "cosine", "constant"] = "linear"
     init_from: str | None = Field(
@@ -55,9 +57,13 @@ class TrainConfig(Strict):
         0.0, ge=0, lt=1, description="of the averaged weights that are judged and kept; 0: none"
     )
     accumulate: int = Field(1, ge=1, description="parts of a worker's share before each step")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on GPUs that have it"
+    )
     compile: bool = Field(False, description="torch.compile; LSTMs (galr, blstm) break its graph")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="between checkpoints, at most")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="after which a checkpoint is due; asked for every 20 steps"
+    )
     early_stop: int = Field(0, ge=0, description="validations without a better one; 0: never")
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(5.0, gt=0)
@@ -78,7 +84,7 @@ class TrainConfig(Strict):
     )
     attend: bool = Field(True, description="to a speaker's other conditions, in training")
     contrast: ContrastConfig = ContrastConfig()
-    validate_every: int = Field(500, ge=1, description="steps between checkpoints")
+    validate_every: int = Field(500, ge=1, description="steps between validations")
     validate_on: list[str] = Field(
         [CLEAN, "sir_5_db", "sir_0_db"], min_length=1, description="conditions; their mean decides"
     )
@@ -92,6 +98,13 @@ class TrainConfig(Strict):
         if len(hundredths) < len(speeds) or 100 in hundredths or not whole:
             raise ValueError("speeds are different whole hundredths, without 1.0, which is there")
         return speeds
+
+    @field_validator("refined")
+    @classmethod
+    def _refined_trains(cls, refined: list[float]) -> list[float]:
+        if refined and not any(refined):
+            raise ValueError("a refined schedule of nothing but 0 trains nothing")
+        return refined
 
     @property
     def elastic(self) -> bool:

@@ -112,6 +112,7 @@ def test_the_learned_encoder_with_galr_is_a_choice_of_the_demo() -> None:
         (["train.speeds=[3.0]"], "less than or equal to 2"),
         (["train.speeds=[0.9, 0.9]"], "different whole hundredths"),
         (["train.speeds=[1.0]"], "different whole hundredths"),
+        (["train.refined=[0.0, 0.0]"], "trains nothing"),
         (["model.speaker_net='ecapa'"], "reads log-mel features"),
         (["model.hop=512"], "nothing can be restored"),
         (["train.refined=[-1.0, 1.0]"], "greater than or equal to 0"),

@@ -27,7 +27,7 @@ from jobs.loop import SCRATCH, sweep_scratch
 from jobs.meter import Meter
 from jobs.registry import Registry
 from jobs.stepper import NoNumberError, Stepper, new_objective
-from jobs.train import model_id, train
+from jobs.train import SNAPSHOT, _check_snapshot, model_id, train
 from jobs.training_data import TrainingData
 from jobs.tryouts import SPEAKERS, noise_batch
 from pipeline.datasets import read_dataset
@@ -70,6 +70,16 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     wider = config("model.channels=32")
     with pytest.raises(CscError, match=r"other shapes.*--fresh"):
         Stepper(wider, new_objective(wider, SPEAKERS)).load(tmp_path)
+
+
+def test_a_torn_list_of_checkpoints_is_named(tmp_path: Path) -> None:
+    checkpoints = Folder(str(tmp_path))
+    _check_snapshot(checkpoints)
+    checkpoints.put_json(SNAPSHOT, {"checkpoint_results": []})
+    _check_snapshot(checkpoints)
+    checkpoints.put(SNAPSHOT, b"")
+    with pytest.raises(CscError, match=f"{SNAPSHOT} is torn"):
+        _check_snapshot(checkpoints)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

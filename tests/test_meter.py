@@ -4,9 +4,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from csc_model.objective import Losses
 from jobs.config import load_config
 from jobs.meter import Meter, Work
 from jobs.stepper import Stepper, new_objective
@@ -47,6 +49,16 @@ def line_of(late: str, work: Work | None = None) -> Line:
 def seconds_of(line: Line) -> dict[str, float]:
     """Return the seconds of a step by phase."""
     return {phase: line[f"{phase}_share"] * line["step_s"] for phase in PHASES}
+
+
+def test_of_losses_the_means_are_told_and_of_logits_the_largest() -> None:
+    meter = Meter()
+    for value in (1.0, 4.0, 1.0):
+        losses = Losses(*torch.full((len(Losses._fields),), value))
+        meter.stepped(losses, grad_norm=value, rate=0.5, seconds=1.0)
+    line = meter.line()
+    assert (line["total"], line["grad_norm"], line["learning_rate"]) == (2.0, 2.0, 0.5)
+    assert line["attention_logit"] == 4.0
 
 
 @pytest.mark.usefixtures("one_thread")

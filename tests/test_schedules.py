@@ -53,11 +53,16 @@ def test_large_gradients_at_the_beginning_refine_to_a_warm_up() -> None:
     assert refined[-1] == 0
 
 
+def test_a_beginning_shorter_than_the_median_counts() -> None:
+    norms = 1 + 20 * np.exp(-np.arange(200) / 10)
+    assert refine(norms.tolist())[0] < 0.1
+
+
 @given(st.lists(st.floats(0.01, 100), min_size=10, max_size=60))
 def test_a_refined_schedule_is_that_of_a_plain_loop(norms: list[float]) -> None:
-    reach = max(1, round(0.2 * len(norms) / 2))
-    mirrored = norms[1 : reach + 1][::-1] + norms + norms[-reach - 1 : -1][::-1]
-    smooth = [float(np.median(mirrored[t : t + 2 * reach + 1])) for t in range(len(norms))]
+    reach = max(1, round(0.1 * len(norms) / 2))
+    longer = [norms[0]] * reach + norms + norms[-reach - 1 : -1][::-1]
+    smooth = [float(np.median(longer[t : t + 2 * reach + 1])) for t in range(len(norms))]
     rates = [sum(1 / g for g in smooth[t + 1 :]) / smooth[t] for t in range(len(norms))]
     assert refine(norms) == pytest.approx(np.array(rates) / max(rates))
 

@@ -15,6 +15,7 @@ from tests.test_tryouts import SMALL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPISODES = 4
+BF16 = "train.precision=bf16"
 SHORT = [
     *SMALL,
     "build.mixing.seconds=0.25",
@@ -48,6 +49,16 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:
     assert whole.keys() == parts.keys()
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_in_bf16_weights_stay_whole_and_the_gradient_is_about_the_same() -> None:
+    exact, rough = stepper("train.clip_norm=1e9"), stepper("train.clip_norm=1e9", BF16)
+    whole, rounded = gradients(exact), gradients(rough)
+    assert all(p.dtype == torch.float32 for p in rough.objective.parameters())
+    assert whole.keys() == rounded.keys()
+    flat, other = (torch.cat([g.flatten() for g in gs.values()]) for gs in (whole, rounded))
+    assert not torch.equal(flat, other)
+    assert torch.cosine_similarity(flat, other, dim=0) > 0.99
 
 
 def test_a_large_gradient_is_clipped_and_told_as_it_was() -> None:

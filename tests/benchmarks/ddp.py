@@ -11,6 +11,7 @@ the first of each round. Nothing else should run on the machine.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 from itertools import islice
@@ -26,6 +27,7 @@ from jobs.loop import STEPS_PER_LINE
 from jobs.meter import Meter
 from jobs.run import Run
 from jobs.stepper import Stepper, new_objective
+from jobs.train import WORKER_ENV
 from pipeline.datasets import read_dataset
 from pipeline.loader import EpisodeLoader, audio_seconds
 from pipeline.storage import Folder
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="given")
     told = parser.parse_args()
     found: dict[str, Lines] = {"Ray Train": [], "plain DDP": []}
+    os.environ |= WORKER_ENV  # Ray's workers have it
     with tempfile.TemporaryDirectory(prefix="csc-ddp-") as workspace:
         sizes = [f"train.steps={told.steps}", f"train.validate_every={told.steps}"]
         config = load_config("demo", [*told.given, *sizes, f"workspace='{workspace}'"])

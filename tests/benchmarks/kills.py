@@ -1,13 +1,13 @@
 """What kills leave of a training: the loss curve of one killed again and again, beside another.
 
     python -m tests.benchmarks.kills [--steps 9000] [--minutes 30] [--kills 5] [--seed 1]
-                                     [--set KEY=VALUE]
+                                     [--tolerance 1e-5] [--set KEY=VALUE]
 
 The shipped sample and the configuration of the demo, with one worker, trained twice at once: in
 peace, and in a second workspace where the same steps are killed at random moments of the first
 `--minutes` of training, in turn: the command, a worker, both at once. Then the same command goes
 on. Both curves are read from MLflow; the error rates that validation found are compared too. The
-steps must last for longer than that.
+steps must last for longer than that. The exit code is 1 where the curves differ.
 """
 
 import argparse
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="between the curves")
     parser.add_argument("--set", action="append", default=[], dest="given")
     told = parser.parse_args()
     random.seed(told.seed)
@@ -134,10 +135,14 @@ def main() -> None:
         finally:
             end(undisturbed)
         expected, found = curves(peace, given), curves(fire, given)
+    apart = {}
     for name in COMPARED:
         pairs = list(zip(expected[name], found[name], strict=True))
-        apart = max(abs(mine - theirs) for mine, theirs in pairs)
-        print(f"{name}: {len(pairs)} values, at most {apart:.3g} apart, last {pairs[-1][1]:.4g}")
+        apart[name] = max(abs(mine - theirs) for mine, theirs in pairs)
+        last = pairs[-1][1]
+        print(f"{name}: {len(pairs)} values, at most {apart[name]:.3g} apart, last {last:.4g}")
+    if max(apart.values()) > told.tolerance:
+        raise SystemExit(f"the curves are more than {told.tolerance:g} apart")
 
 
 if __name__ == "__main__":
