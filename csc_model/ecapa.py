@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from csc_model.attention import weighted_statistics
 from csc_model.config import ModelConfig
 from csc_model.mel import LogMel, unit_level
+from csc_model.precision import full
 
 SCALE = 8  # parts of a Res2Net convolution
 
@@ -83,9 +84,10 @@ class Pooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(-1, keepdim=True)
-        deviation = (x - mean).square().mean(-1, keepdim=True).clamp_min(1e-6).sqrt()
-        context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], 1)
+        exact = full(x)
+        mean = exact.mean(-1, keepdim=True)
+        deviation = (exact - mean).square().mean(-1, keepdim=True).clamp_min(1e-6).sqrt()
+        context = torch.cat([x, mean.to(x).expand_as(x), deviation.to(x).expand_as(x)], 1)
         return weighted_statistics(x, self.score(context).softmax(-1))
 
 

@@ -14,8 +14,10 @@ BACKWARD_FORWARD = 3
 """A training step over a forward pass: the backward pass computes twice as much."""
 
 PEAK_FLOPS = {
+    "GB200": 2500e12,
     "B200": 2250e12,
     "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,

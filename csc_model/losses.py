@@ -66,11 +66,10 @@ def pairwise_separation_loss(estimates: Tensor, references: Tensor) -> Tensor:
     """
     cost = -_pairwise_si_snr_db(estimates, references)
     power = references.square().mean(-1)
-    whole = power.sum(-1, keepdim=True)
-    leak = estimates.square().mean(-1) / whole.clamp_min(1e-12)
-    leak = torch.where(whole < SILENT, 1 - FLOOR, leak)
-    silent = (power < SILENT).unsqueeze(1)
-    return torch.where(silent, _db(leak + FLOOR).unsqueeze(-1), cost)
+    silent = power < SILENT
+    leak = estimates.square().mean(-1) / power.sum(-1, keepdim=True).clamp_min(1e-12)
+    leak = torch.where(silent.all(-1, keepdim=True), 1 - FLOOR, leak)
+    return torch.where(silent.unsqueeze(1), _db(leak + FLOOR).unsqueeze(-1), cost)
 
 
 @lru_cache(16)

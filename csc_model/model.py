@@ -221,7 +221,7 @@ class CSC(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return unit-norm speaker vectors and their activity for `(time,)` or `(batch, time)`.
 
-        At any sample rate; None is the model's.
+        At any sample rate; None is the model's. What comes back is on the model's device.
 
         Shapes `(slot + 1, dim)` and `(slot + 1,)`, with a batch axis in front where one was given.
         Each view attends to itself alone: one recording is all that a user has at test time. What

@@ -216,7 +216,7 @@ class Objective(nn.Module):
             self.model.attention.weights(*self._attended(slots, episodes, present)).largest_logit,
             slot_cosine(output.embeddings[:, :-1]),
             slot_share(assignment[:, 0], has_anchor(episodes).flatten(), slots.shape[1]),
-            # Of the table, or else of the means of those in this rank's batch.
+            # Of (rows of) the table, or else of the means of those in this rank's batch.
             speaker_distance(rows) if distance is None else distance.detach().mean(),
         )
 

@@ -108,7 +108,8 @@ def _check(path: Path, weights: Weights, wanted: Weights) -> None:
             )
         if not tensor.isfinite().all():
             raise ValueError(
-                f"{path}: {name} holds values that are no numbers; copy the model again"
+                f"{path}: {name} holds values that are no numbers: take another model, or copy "
+                "this one again"
             )
 
 

@@ -191,7 +191,8 @@ class Worker:
         try:
             return self.stepper.take(step, batch, meter)
         except NoNumberError as error:
-            shared = self.config.train.contrast.set == "batch"  # where one spoils the loss of all
+            train = self.config.train  # of a batch compared over ranks, one spoils all losses
+            shared = train.learns_voices and train.contrast.set == "batch"
             named = (error.own_loss and not shared) or bool(broken_episodes(batch))
             if self.world > 1 and not named:
                 time.sleep(CULPRIT_FIRST_S)  # the rank that can name what is broken speaks first

@@ -1,4 +1,4 @@
-"""What training reports of itself: mean losses, and where the time of a step goes."""
+"""What training reports of itself: losses, and where the time of a step goes."""
 
 import time
 from collections.abc import Iterator

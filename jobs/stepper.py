@@ -1,7 +1,7 @@
 """One optimizer step: model, losses, optimizer and schedule on one device, without Ray.
 
-Step t is a function of (seed, t) and, for dropout and views, of the number of ranks: all is drawn
-from these, so whoever goes on from a checkpoint needs no generator state.
+Step t is a function of (seed, t) and, for what ranks draw for themselves, of their number: all is
+drawn from these, so whoever goes on from a checkpoint needs no generator state.
 """
 
 import math

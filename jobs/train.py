@@ -66,8 +66,9 @@ class Trained(NamedTuple):
 def model_id(dataset: dict[str, Any], config: Config, differs: Sequence[str | None] = ()) -> str:
     """Return the name of a training run: a hash of all that its result depends on.
 
-    But for what a cluster does to it: with fewer workers, dropout, views and who is asked for are
-    drawn for other shares, and an ECAPA-TDNN is normed over them. `differs` is that of its
+    But for what a cluster does to it: with fewer workers, dropout, views, who is asked for and
+    the rows of a large table that are spread are drawn anew, and an ECAPA-TDNN is normed over other
+    shares. `differs` is that of its
     `TrainingData`.
     """
     train = config.train.model_dump(exclude=WITHOUT_EFFECT)
@@ -143,8 +144,7 @@ def _check_snapshot(checkpoints: Folder) -> None:
     except ValueError:
         raise CscError(
             f"{checkpoints.path(SNAPSHOT)} is torn: a crash came while it was written. "
-            "Remove it to train again from step 0, or begin with the newest checkpoint beside it: "
-            "its best/ as train.init_from"
+            "Remove it, and the same command trains from step 0"
         ) from None
 
 
@@ -218,8 +218,8 @@ def _scaling(config: Config) -> ScalingConfig:
         gpus = float(there >= least)
         if there and not gpus:
             say(
-                f"{there} GPU(s) for {least} workers, which train on CPUs now: set "
-                f"train.workers={there}, or ray.workers.gpus={there / least:.2g} to share them"
+                f"{there} GPU(s) are not one for each of {least} workers, which train on CPUs: "
+                "set train.workers, or where it is set train.min_workers, lower"
             )
     return ScalingConfig(
         num_workers=(least, train.workers) if train.elastic else train.workers,
