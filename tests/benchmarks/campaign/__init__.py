@@ -3,7 +3,7 @@
     C="python -m tests.benchmarks.campaign"
     $C prepare [--set KEY=VALUE]            # ingest, and two datasets: pairs, and the wild
     $C run csc --seed 1 [--set ...]         # one system, to its end; again: nothing is done twice
-    $C table [--set ...]                    # error rates with intervals of all that has run
+    $C table [--against csc] [--set ...]    # error rates with intervals of all that has run
     $C extraction extract_film [...]        # what an extractor lets through, by condition
     $C figure [--set ...]                   # error rates against alpha, of what has run of it
 

@@ -121,6 +121,9 @@ def main() -> None:
     parser.add_argument("what", choices=["prepare", "run", "table", "figure", "extraction"])
     parser.add_argument("system", nargs="?", choices=SYSTEMS)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--against", default="ecapa", choices=SYSTEMS, help="what ratios in the table are to"
+    )
     parser.add_argument("--set", action="append", default=[], dest="given")
     told = parser.parse_args()
     fitting: dict[str, Iterable[str]] = {"run": SYSTEMS, "extraction": EXTRACTORS}
@@ -146,7 +149,7 @@ def main() -> None:
         config = load_config(FILE, told.given)
         judges = {split: Judge.of(config, split) for split in SPLITS}
         replicates = config.evaluate.bootstrap_replicates
-        print(table(Path(config.workspace) / "campaign", judges, replicates))
+        print(table(Path(config.workspace) / "campaign", judges, replicates, told.against))
 
 
 if __name__ == "__main__":

@@ -121,10 +121,10 @@ def write_scores(to: Path, split: str, scores: Scores, about: dict[str, float]) 
     (to / f"{split}.json").write_text(json.dumps(about))
 
 
-def table(root: Path, judges: dict[str, Judge], replicates: int) -> str:
+def table(root: Path, judges: dict[str, Judge], replicates: int, against: str) -> str:
     """Return error rates in per cent, the mean over seeds, with intervals over speakers.
 
-    Beside each, in brackets, is the 95 % interval; the ratio is to the same mean of ECAPA-TDNN.
+    Beside each, in brackets, is the 95 % interval; the ratio is to the same mean of `against`.
     """
     conditions = next(iter(judges.values())).trials.conditions
     names = " | ".join(conditions)
@@ -134,10 +134,10 @@ def table(root: Path, judges: dict[str, Judge], replicates: int) -> str:
     for split, judge in judges.items():
         count = len(set(judge.trials.speakers))
         draws = metrics.draw_speakers(count, replicates, judge.config.seed)
-        peer = replicated(root / "ecapa", split, judge, draws)
+        peer = replicated(root / against, split, judge, draws)
         for system in systems:
             found = replicated(system, split, judge, draws)
-            lines.append(_row(system, split, found, peer))
+            lines.append(_row(system, split, found, None if system.name == against else peer))
     return "\n".join(lines)
 
 
@@ -175,7 +175,7 @@ def _row(system: Path, split: str, found: Replicated | None, peer: Replicated | 
     for condition, (rate, replicates) in enumerate(zip(found.rates, found.replicates, strict=True)):
         known = metrics.interval(float(rate), replicates)
         cell = f"{100 * known.value:.1f} [{100 * known.low:.1f}, {100 * known.high:.1f}]"
-        if peer is not None and system.name != "ecapa":
+        if peer is not None:
             ratio = replicates / peer.replicates[condition]
             between = metrics.interval(float(rate / peer.rates[condition]), ratio)
             cell += f" x{between.value:.2f} [{between.low:.2f}, {between.high:.2f}]"
