@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.ddp [--steps 120] [--rounds 3] [--set KEY=VALUE]
 
-The shipped sample and the configuration of the demo, two workers over gloo. Both take the same
-steps on the same batches with the same loader; Ray's side also reports to the driver, counts what
-it computes and logs to MLflow, every 20 steps. The plain loop is `torch.multiprocessing` with
-`DistributedDataParallel` and nothing else. Taken in turns; medians over lines of 20 steps, without
-the first of each round. Nothing else should run on the machine.
+The shipped sample and the configuration of the demo, two workers over gloo. Ray has processes of
+its own: leave them a core (`--set train.workers=1` on two), or they take it from the workers. Both
+take the same steps on the same batches with the same loader; Ray's side also reports to the driver,
+counts what it computes and logs to MLflow, every 20 steps. The plain loop is
+`torch.multiprocessing` with `DistributedDataParallel` and nothing else. Taken in turns; medians
+over lines of 20 steps, without the first of each round. Nothing else should run on the machine.
 """
 
 import argparse
