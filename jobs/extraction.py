@@ -179,7 +179,7 @@ def measure_side(
     words = torch.full((1 + len(made),), torch.nan)
     if recogniser is not None:
         words = torch.from_numpy(word_errors(recogniser, side.voices[0], list(made.numpy())))
-    again, _ = model.embed(extracted.to(next(model.parameters()).device))
+    again, _ = model.embed(extracted)
     found = (
         ratios_db(made, torch.from_numpy(side.voices[:voices])),
         leak_db(made[1:], torch.from_numpy(side.voices[0])),

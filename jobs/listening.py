@@ -43,9 +43,8 @@ def listen(model: CSC, path: str) -> Listened:
         CscError: it cannot be used; the message names it and says why.
     """
     samples = load(path)
-    device = next(model.parameters()).device
     with progress(f"{Path(path).name}: windows") as advance:
-        vectors, activity = model.embed(torch.from_numpy(samples).to(device), on_progress=advance)
+        vectors, activity = model.embed(torch.from_numpy(samples), on_progress=advance)
     names = [f"slot-{number}" for number in range(1, len(vectors))] + [WHOLE]
     seconds = len(samples) / SAMPLE_RATE_HZ
     return Listened(seconds, names, vectors.cpu().numpy(), activity.cpu().numpy())

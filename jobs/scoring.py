@@ -32,10 +32,9 @@ NEAREST = 100  # strangers of a cohort that a score is normalised by
 
 def embed_with(model: CSC) -> Embed:
     """Return the embedding function of a model, on the device where it lies."""
-    device = next(model.parameters()).device
 
     def embed(samples: Samples) -> Views:
-        vectors, activity = model.embed(torch.from_numpy(samples).to(device))
+        vectors, activity = model.embed(torch.from_numpy(samples))
         # A slot that nobody speaks in repeats the whole, so that it never wins.
         heard = torch.where((activity >= ACTIVE).unsqueeze(-1), vectors, vectors[-1])
         return heard.float().cpu().numpy()

@@ -127,6 +127,9 @@ class Stepper:
         self.config, self.objective, self.rank, self.world = config, objective, rank, world
         self.share = share
         self.device = objective.table.device
+        self.bf16 = config.train.precision == "bf16"
+        if config.train.precision == "auto" and self.device.type == "cuda":
+            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         self.bank = None if bank is None else bank.to(self.device)
         self.average: Average | None = None
         if config.train.ema_decay:
@@ -207,14 +210,11 @@ class Stepper:
         self, episodes: Episodes, contrastive_weight: float, last: bool, meter: Meter
     ) -> Losses:
         """Add the gradient of a part of the batch; ranks exchange theirs with the last one."""
-        bf16 = self.config.train.precision == "bf16"
-        if self.config.train.precision == "auto" and self.device.type == "cuda":
-            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         quiet: AbstractContextManager[Any] = nullcontext()
         if not last and self.world > 1:
             quiet = self.wrapped.no_sync()
         with quiet, meter.watching(self.wrapped):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 losses = self.wrapped(episodes, contrastive_weight)
             meter.passed("forward")
             (losses.total / self.config.train.accumulate).backward()
@@ -222,7 +222,10 @@ class Stepper:
         return Losses(*(term.detach() for term in losses))
 
 
-def _of_all(parts: Sequence[Losses]) -> Losses:
+def _of_all(made: Sequence[Losses]) -> Losses:
     """Return the losses of a batch from those of its parts."""
-    terms = {name: torch.stack([getattr(part, name) for part in parts]) for name in Losses._fields}
-    return Losses(**{k: v.amax() if k in LARGEST else v.mean() for k, v in terms.items()})
+    found = {}
+    for name, terms in zip(Losses._fields, zip(*made, strict=True), strict=True):
+        stacked = torch.stack(terms)
+        found[name] = stacked.amax() if name in LARGEST else stacked.mean()
+    return Losses(**found)

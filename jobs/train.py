@@ -68,8 +68,7 @@ def model_id(dataset: dict[str, Any], config: Config, differs: Sequence[str | No
 
     But for what a cluster does to it: with fewer workers, dropout, views, who is asked for and
     the rows of a large table that are spread are drawn anew, and an ECAPA-TDNN is normed over other
-    shares. `differs` is that of its
-    `TrainingData`.
+    shares. `differs` is that of its `TrainingData`.
     """
     train = config.train.model_dump(exclude=WITHOUT_EFFECT)
     model = config.model.model_dump(exclude=MODEL_WITHOUT_EFFECT)
